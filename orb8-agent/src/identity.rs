@@ -1,0 +1,3 @@
+//! Who owns an interface, a cgroup or an address.
+
+pub mod owner;
