@@ -169,8 +169,13 @@ impl History {
     /// An empty history.
     #[must_use]
     pub fn new(limits: HistoryLimits) -> Self {
-        let bytes = limits.bytes.max(MIN_BYTES);
-        let flows = limits.flows.clamp(1, bytes / 2 / FlowTable::memory_of(1));
+        Self::bounded(HistoryLimits { bytes: limits.bytes.max(MIN_BYTES), ..limits })
+    }
+
+    /// As [`History::new`], however small the bound on memory.
+    pub(super) fn bounded(limits: HistoryLimits) -> Self {
+        let bytes = limits.bytes;
+        let flows = limits.flows.clamp(1, (bytes / 2 / FlowTable::memory_of(1)).max(1));
         let quiet = u32::try_from(limits.span.as_secs()).unwrap_or(u32::MAX);
         Self {
             limits: HistoryLimits { bytes, flows, ..limits },
@@ -304,9 +309,6 @@ impl History {
                 ..Delta::default()
             };
             self.record(id, &delta);
-        } else if flow.last_seq == 0 {
-            // A flow is freed with the last segment that has an entry of it, so it must have one.
-            self.record(id, &Delta::default());
         }
     }
 
@@ -361,6 +363,10 @@ impl History {
     /// `owners` gives the names for the totals. Cost: linear in the interval's flows; now and then in the
     /// history's.
     pub fn commit(&mut self, to_ns: u64, owners: &OwnerTable) -> Committed {
+        if self.open.from_ns.is_none() && self.open.batch.is_empty() && self.last_to_ns == 0 {
+            // Nothing says where the first interval began.
+            self.begin(to_ns.saturating_sub(1));
+        }
         let from_ns = self.open_from_ns();
         self.encode_batch();
         let open = std::mem::take(&mut self.open);
@@ -564,7 +570,7 @@ impl History {
             counts.folded.add(delta.packets, delta.bytes);
             folded += 1;
             // Its last entry is in the segment that it ended in.
-            if flow.last_seq >= segment.first_seq {
+            if flow.last_seq <= segment.last_seq {
                 victims.push(id);
             }
         }

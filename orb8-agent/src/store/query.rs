@@ -2,6 +2,7 @@
 
 use std::{cmp::Ordering, collections::BinaryHeap};
 
+use orb8_common::network::kind;
 use orb8_proto::v1;
 use prost_types::Timestamp;
 
@@ -282,8 +283,8 @@ impl History {
     fn reported_peer(&self, flow: &Flow, owners: &OwnerTable) -> Option<OwnerId> {
         let mut found: Option<OwnerId> = None;
         for (_, other) in self.flows.observations(&flow.key) {
-            let elsewhere = other.key.point != flow.key.point
-                || (other.key.kind ^ flow.key.kind) & orb8_common::network::kind::SOCKET != 0;
+            // The sockets of one cgroup may talk to each other; an interface does not talk to itself.
+            let elsewhere = other.key.point != flow.key.point || other.key.kind & kind::SOCKET != 0;
             if other.direction() == flow.direction() || !elsewhere || found == Some(other.owner) {
                 continue;
             }
