@@ -78,7 +78,9 @@ impl Delta {
     /// different link headers can be summed without changing their bytes on the wire.
     #[must_use]
     pub fn without_link(mut self, link_len: u8) -> Self {
-        self.padding = self.padding.saturating_add(self.packets.saturating_mul(u64::from(link_len)));
+        self.padding = self
+            .padding
+            .saturating_add(self.packets.saturating_mul(u64::from(link_len)));
         self
     }
 
@@ -124,7 +126,12 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn new(base_ns: u64, capacity: usize) -> Self {
-        Self { data: Vec::with_capacity(capacity), base_ns, next: 0, entries: 0 }
+        Self {
+            data: Vec::with_capacity(capacity),
+            base_ns,
+            next: 0,
+            entries: 0,
+        }
     }
 
     /// Appends an entry. `id` must be greater than the one before.
@@ -141,7 +148,9 @@ impl Writer {
             (RETRANSMITS, delta.retransmits != 0),
             (FAILED_CONNECTS, delta.failed_connects != 0),
         ];
-        let flags = optional.iter().fold(0, |flags, &(bit, there)| flags | if there { bit } else { 0 });
+        let flags = optional
+            .iter()
+            .fold(0, |flags, &(bit, there)| flags | if there { bit } else { 0 });
         self.data.push(flags);
         if flags & PACKETS != 0 {
             self.number(delta.packets);
@@ -203,7 +212,11 @@ pub(crate) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(data: &'a [u8], base_ns: u64) -> Self {
-        let mut reader = Self { data, base_ns, head: None };
+        let mut reader = Self {
+            data,
+            base_ns,
+            head: None,
+        };
         reader.advance(0);
         reader
     }
@@ -215,7 +228,11 @@ impl<'a> Reader<'a> {
     }
 
     fn advance(&mut self, next: u32) {
-        self.head = if self.data.is_empty() { None } else { Some(next.wrapping_add(self.number() as u32)) };
+        self.head = if self.data.is_empty() {
+            None
+        } else {
+            Some(next.wrapping_add(self.number() as u32))
+        };
     }
 
     #[inline]
@@ -278,7 +295,14 @@ mod tests {
     pub(crate) fn deltas() -> impl Strategy<Value = Delta> {
         let any_size = || prop_oneof![Just(0u64), 0..200u64, any::<u64>()];
         (
-            [any_size(), any_size(), any_size(), any_size(), any_size(), any_size()],
+            [
+                any_size(),
+                any_size(),
+                any_size(),
+                any_size(),
+                any_size(),
+                any_size(),
+            ],
             any::<u64>(),
             any::<u64>(),
             prop_oneof![Just(0u32), any::<u32>()],
@@ -345,7 +369,12 @@ mod tests {
 
     #[test]
     fn link_headers_in_padding_leave_the_wire_bytes_as_they_are() {
-        let delta = Delta { packets: 3, bytes: 300, padding: 7, ..Delta::default() };
+        let delta = Delta {
+            packets: 3,
+            bytes: 300,
+            padding: 7,
+            ..Delta::default()
+        };
         assert_eq!(delta.without_link(14).wire_bytes(0), delta.wire_bytes(14));
     }
 }

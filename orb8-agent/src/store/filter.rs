@@ -90,7 +90,11 @@ impl Net {
         let v4 = matches!(net, IpNet::V4(_)) || (address.to_ipv4_mapped().is_some() && len >= 96);
         len = len.min(128);
         let mask = if len == 0 { 0 } else { u128::MAX << (128 - len) };
-        Ok(Self { bits: u128::from(address) & mask, mask, v4 })
+        Ok(Self {
+            bits: u128::from(address) & mask,
+            mask,
+            v4,
+        })
     }
 
     fn contains(&self, address: &[u8; 16]) -> bool {
@@ -101,8 +105,15 @@ impl Net {
 impl Filter {
     pub(crate) fn new(filter: Option<&v1::FlowFilter>) -> Result<Self, QueryError> {
         let default = v1::FlowFilter::default();
-        let v1::FlowFilter { namespaces, pods, owners, addresses, ports, protocols, direction } =
-            filter.unwrap_or(&default);
+        let v1::FlowFilter {
+            namespaces,
+            pods,
+            owners,
+            addresses,
+            ports,
+            protocols,
+            direction,
+        } = filter.unwrap_or(&default);
         let values = owners.len() + addresses.len() + ports.len() + protocols.len();
         if values > MAX_VALUES {
             return Err(QueryError::TooMany(values));
@@ -118,7 +129,10 @@ impl Filter {
         };
         Ok(Self {
             owners: owners.iter().map(|owner| owner.trim().to_owned()).collect(),
-            nets: addresses.iter().map(|address| Net::parse(address)).collect::<Result<_, _>>()?,
+            nets: addresses
+                .iter()
+                .map(|address| Net::parse(address))
+                .collect::<Result<_, _>>()?,
             ports: ports
                 .iter()
                 .map(|&port| u16::try_from(port).map_err(|_| QueryError::Port(port)))
@@ -149,7 +163,10 @@ impl Filter {
 
     /// Whether all conditions but those on owners and on what a remainder lacks are met.
     pub(crate) fn matches_direction(&self, flow: &Flow) -> bool {
-        !self.kubernetes && self.direction.is_none_or(|direction| direction == flow.direction())
+        !self.kubernetes
+            && self
+                .direction
+                .is_none_or(|direction| direction == flow.direction())
     }
 
     /// Whether addresses, ports and protocol meet their conditions.
@@ -163,12 +180,18 @@ impl Filter {
             && !flow.is_remainder()
             && (self.protocols.is_empty() || self.protocols.contains(&key.protocol))
             && (self.ports.is_empty()
-                || flow.has_ports() && self.ports.iter().any(|&port| port == key.sport || port == key.dport))
+                || flow.has_ports()
+                    && self
+                        .ports
+                        .iter()
+                        .any(|&port| port == key.sport || port == key.dport))
             && (self.nets.is_empty() || self.matches_address(key))
     }
 
     fn matches_address(&self, key: &FlowKey) -> bool {
-        self.nets.iter().any(|net| net.contains(&key.src) || net.contains(&key.dst))
+        self.nets
+            .iter()
+            .any(|net| net.contains(&key.src) || net.contains(&key.dst))
     }
 
     fn matches_owner(&self, owner: &Owner) -> bool {
@@ -198,7 +221,11 @@ pub(crate) struct OwnerMatches<'a> {
 
 impl<'a> OwnerMatches<'a> {
     pub(crate) const fn new(filter: &'a Filter, owners: &'a OwnerTable) -> Self {
-        Self { filter, owners, known: Vec::new() }
+        Self {
+            filter,
+            owners,
+            known: Vec::new(),
+        }
     }
 
     pub(crate) fn matches(&mut self, id: OwnerId) -> bool {
@@ -246,15 +273,30 @@ mod tests {
         for bad in ["10.0.0.256", "10.0.0.0/33", "", "pod", "1.2.3.4/"] {
             assert_eq!(Net::parse(bad).err(), Some(QueryError::Address(bad.to_owned())));
         }
-        let filter = v1::FlowFilter { protocols: vec![6, 256], ..Default::default() };
+        let filter = v1::FlowFilter {
+            protocols: vec![6, 256],
+            ..Default::default()
+        };
         assert_eq!(Filter::new(Some(&filter)).err(), Some(QueryError::Protocol(256)));
-        let filter = v1::FlowFilter { ports: vec![65536], ..Default::default() };
+        let filter = v1::FlowFilter {
+            ports: vec![65536],
+            ..Default::default()
+        };
         assert_eq!(Filter::new(Some(&filter)).err(), Some(QueryError::Port(65536)));
-        let filter = v1::FlowFilter { owners: vec![" ".into()], ..Default::default() };
+        let filter = v1::FlowFilter {
+            owners: vec![" ".into()],
+            ..Default::default()
+        };
         assert_eq!(Filter::new(Some(&filter)).err(), Some(QueryError::EmptyOwner));
-        let filter = v1::FlowFilter { direction: 3, ..Default::default() };
+        let filter = v1::FlowFilter {
+            direction: 3,
+            ..Default::default()
+        };
         assert_eq!(Filter::new(Some(&filter)).err(), Some(QueryError::Direction(3)));
-        let filter = v1::FlowFilter { ports: vec![1; 2000], ..Default::default() };
+        let filter = v1::FlowFilter {
+            ports: vec![1; 2000],
+            ..Default::default()
+        };
         assert_eq!(Filter::new(Some(&filter)).err(), Some(QueryError::TooMany(2000)));
     }
 
@@ -267,7 +309,14 @@ mod tests {
             netns: "blue".into(),
             ..Owner::default()
         };
-        for name in ["nginx", "nginx.service", "0123", "0123456789abcdef", "worker", "blue"] {
+        for name in [
+            "nginx",
+            "nginx.service",
+            "0123",
+            "0123456789abcdef",
+            "worker",
+            "blue",
+        ] {
             assert!(is_called(&owner, name), "{name}");
         }
         for name in ["ngin", "012", "123456", "work", "nginx.serv"] {

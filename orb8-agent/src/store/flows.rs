@@ -47,7 +47,11 @@ impl Flow {
     }
 
     pub(crate) const fn direction(&self) -> Direction {
-        if self.flags & EGRESS != 0 { Direction::Egress } else { Direction::Ingress }
+        if self.flags & EGRESS != 0 {
+            Direction::Egress
+        } else {
+            Direction::Ingress
+        }
     }
 
     /// Whether it has ports: a TCP, UDP, … packet whose header was seen.
@@ -59,7 +63,10 @@ impl Flow {
 pub(crate) const fn has_ports(key: &FlowKey) -> bool {
     key.kind & (kind::IPV4 | kind::IPV6) != 0
         && key.kind & kind::FRAGMENT == 0
-        && matches!(key.protocol, protocol::TCP | protocol::UDP | protocol::UDPLITE | protocol::SCTP)
+        && matches!(
+            key.protocol,
+            protocol::TCP | protocol::UDP | protocol::UDPLITE | protocol::SCTP
+        )
 }
 
 /// What makes a flow of the history one flow.
@@ -73,7 +80,11 @@ pub(crate) struct Identity {
 
 impl Identity {
     const fn flags(&self) -> u8 {
-        let egress = if matches!(self.direction, Direction::Egress) { EGRESS } else { 0 };
+        let egress = if matches!(self.direction, Direction::Egress) {
+            EGRESS
+        } else {
+            0
+        };
         USED | egress | if self.remainder { REMAINDER } else { 0 }
     }
 
@@ -171,7 +182,12 @@ impl FlowTable {
             generation: self.generation,
             flags: identity.flags(),
         };
-        let Self { index, chunks, hasher, .. } = self;
+        let Self {
+            index,
+            chunks,
+            hasher,
+            ..
+        } = self;
         let rehash = |&id: &u32| {
             let flow = &chunks[id as usize / CHUNK][id as usize % CHUNK];
             hash(hasher, &flow.key, flow.owner, flow.is_remainder())
@@ -250,7 +266,12 @@ impl FlowTable {
             self.chunks.shrink_to_fit();
             self.free.retain(|&Reverse(id)| id < next);
             self.free.shrink_to(next as usize / 8);
-            let Self { index, chunks, hasher, .. } = self;
+            let Self {
+                index,
+                chunks,
+                hasher,
+                ..
+            } = self;
             index.shrink_to(index.len() * 2, |&id| {
                 let flow = &chunks[id as usize / CHUNK][id as usize % CHUNK];
                 hash(hasher, &flow.key, flow.owner, flow.is_remainder())
@@ -288,16 +309,19 @@ impl FlowTable {
     pub(crate) fn observations<'a>(&'a self, key: &FlowKey) -> impl Iterator<Item = (u32, &'a Flow)> + 'a {
         let key = *key;
         let hash = self.hasher.hash_one(Wire(&key));
-        self.index.iter_hash(hash).map(|&id| (id, self.get(id))).filter(move |(_, flow)| {
-            let other = &flow.key;
-            !flow.is_remainder()
-                && other.src == key.src
-                && other.dst == key.dst
-                && other.sport == key.sport
-                && other.dport == key.dport
-                && other.protocol == key.protocol
-                && (other.kind ^ key.kind) & (kind::IPV4 | kind::IPV6 | kind::FRAGMENT) == 0
-        })
+        self.index
+            .iter_hash(hash)
+            .map(|&id| (id, self.get(id)))
+            .filter(move |(_, flow)| {
+                let other = &flow.key;
+                !flow.is_remainder()
+                    && other.src == key.src
+                    && other.dst == key.dst
+                    && other.sport == key.sport
+                    && other.dport == key.dport
+                    && other.protocol == key.protocol
+                    && (other.kind ^ key.kind) & (kind::IPV4 | kind::IPV6 | kind::FRAGMENT) == 0
+            })
     }
 
     /// Flows of what the socket of this connection sends, as its own workload reports them.
@@ -309,7 +333,11 @@ impl FlowTable {
                 .map(|(id, _)| id)
                 .collect()
         };
-        key.kind = if tcp.local.starts_with(&MAPPED) { kind::IPV4 } else { kind::IPV6 };
+        key.kind = if tcp.local.starts_with(&MAPPED) {
+            kind::IPV4
+        } else {
+            kind::IPV6
+        };
         ids(&key)
     }
 
@@ -372,7 +400,9 @@ impl std::hash::Hash for Wire<'_> {
 /// Flows that any number of workloads have alike, such as ARP or a broadcast, are told apart by the hash as
 /// well; nobody looks for other observations of them.
 fn hash(hasher: &RandomState, key: &FlowKey, owner: OwnerId, remainder: bool) -> u64 {
-    let shared = remainder || key.kind & (kind::IPV4 | kind::IPV6) == 0 || key.protocol != protocol::TCP && !unicast(key);
+    let shared = remainder
+        || key.kind & (kind::IPV4 | kind::IPV6) == 0
+        || key.protocol != protocol::TCP && !unicast(key);
     if shared {
         hasher.hash_one((key, owner))
     } else {
@@ -382,9 +412,17 @@ fn hash(hasher: &RandomState, key: &FlowKey, owner: OwnerId, remainder: bool) ->
 
 fn unicast(key: &FlowKey) -> bool {
     let specified = |address: &[u8; 16]| {
-        if address.starts_with(&MAPPED) { address[12..] != [0; 4] } else { *address != [0; 16] }
+        if address.starts_with(&MAPPED) {
+            address[12..] != [0; 4]
+        } else {
+            *address != [0; 16]
+        }
     };
-    let to_many = if key.dst.starts_with(&MAPPED) { key.dst[12] >= 224 } else { key.dst[0] == 0xff };
+    let to_many = if key.dst.starts_with(&MAPPED) {
+        key.dst[12] >= 224
+    } else {
+        key.dst[0] == 0xff
+    };
     specified(&key.src) && specified(&key.dst) && !to_many
 }
 
@@ -402,7 +440,12 @@ mod tests {
         };
         key.src[10..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, 1]);
         key.dst[10..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, 2]);
-        Identity { key, owner: OwnerId(u32::from(n % 3)), direction: Direction::Egress, remainder: false }
+        Identity {
+            key,
+            owner: OwnerId(u32::from(n % 3)),
+            direction: Direction::Egress,
+            remainder: false,
+        }
     }
 
     #[test]
@@ -425,7 +468,10 @@ mod tests {
         }
         flows.shrink();
         assert!(flows.memory() < full / 4, "{} of {full}", flows.memory());
-        assert_eq!(flows.insert(&identity(9), OwnerId::UNKNOWN, PointId::UNNAMED), Some(1));
+        assert_eq!(
+            flows.insert(&identity(9), OwnerId::UNKNOWN, PointId::UNNAMED),
+            Some(1)
+        );
         assert_eq!(flows.find(&identity(0)), Some(0));
         assert!(!flows.names(OwnerId(1)));
     }

@@ -38,7 +38,11 @@ pub(crate) fn add(to: &mut TcpHealth, later: &TcpHealth) {
 
 impl PendingHealth {
     pub(crate) fn new(max: usize) -> Self {
-        Self { records: HashMap::new(), max, unmatched: 0 }
+        Self {
+            records: HashMap::new(),
+            max,
+            unmatched: 0,
+        }
     }
 
     pub(crate) fn wait(&mut self, key: &TcpKey, health: &TcpHealth, seq: u32) {
@@ -48,7 +52,14 @@ impl PendingHealth {
             waiting.records += 1;
             waiting.seq = seq;
         } else if self.records.len() < self.max {
-            self.records.insert(tuple, Waiting { health: *health, records: 1, seq });
+            self.records.insert(
+                tuple,
+                Waiting {
+                    health: *health,
+                    records: 1,
+                    seq,
+                },
+            );
         } else {
             self.unmatched += 1;
         }

@@ -35,7 +35,12 @@ pub struct HistoryLimits {
 
 impl Default for HistoryLimits {
     fn default() -> Self {
-        Self { span: Duration::from_secs(300), bytes: 24 << 20, flows: 131_072, series: 2000 }
+        Self {
+            span: Duration::from_secs(300),
+            bytes: 24 << 20,
+            flows: 131_072,
+            series: 2000,
+        }
     }
 }
 
@@ -169,16 +174,25 @@ impl History {
     /// An empty history.
     #[must_use]
     pub fn new(limits: HistoryLimits) -> Self {
-        Self::bounded(HistoryLimits { bytes: limits.bytes.max(MIN_BYTES), ..limits })
+        Self::bounded(HistoryLimits {
+            bytes: limits.bytes.max(MIN_BYTES),
+            ..limits
+        })
     }
 
     /// As [`History::new`], however small the bound on memory.
     pub(super) fn bounded(limits: HistoryLimits) -> Self {
         let bytes = limits.bytes;
-        let flows = limits.flows.clamp(1, (bytes / 2 / FlowTable::memory_of(1)).max(1));
+        let flows = limits
+            .flows
+            .clamp(1, (bytes / 2 / FlowTable::memory_of(1)).max(1));
         let quiet = u32::try_from(limits.span.as_secs()).unwrap_or(u32::MAX);
         Self {
-            limits: HistoryLimits { bytes, flows, ..limits },
+            limits: HistoryLimits {
+                bytes,
+                flows,
+                ..limits
+            },
             flows: FlowTable::new(flows, MAX_POINTS),
             segments: VecDeque::new(),
             open: Open::default(),
@@ -208,12 +222,25 @@ impl History {
     /// A flow may come any number of times. One that has no room is counted in the remainder of its owner,
     /// direction and point.
     pub fn add_flow(&mut self, observation: &Observation<'_>) {
-        let &Observation { key, counters, owner, peer, direction, point } = observation;
+        let &Observation {
+            key,
+            counters,
+            owner,
+            peer,
+            direction,
+            point,
+        } = observation;
         let delta = Delta::from_counters(counters);
         self.counts.seen.add(delta.packets, delta.bytes);
         self.counts.flows_seen.add(delta.packets, delta.bytes);
-        self.totals.add(owner, direction, Protocol::of(key), delta.packets, delta.bytes);
-        let identity = Identity { key: *key, owner, direction, remainder: false };
+        self.totals
+            .add(owner, direction, Protocol::of(key), delta.packets, delta.bytes);
+        let identity = Identity {
+            key: *key,
+            owner,
+            direction,
+            remainder: false,
+        };
         let id = match self.flows.find(&identity) {
             Some(id) => {
                 if peer != OwnerId::UNKNOWN && self.flows.get(id).peer != peer {
@@ -260,8 +287,13 @@ impl History {
     ) {
         let delta = Delta::from_counters(counters);
         self.counts.seen.add(delta.packets, delta.bytes);
-        self.totals.add(owner, direction, Protocol::Unknown, delta.packets, delta.bytes);
-        let at = FlowKey { point: key.point, kind: key.kind, ..FlowKey::default() };
+        self.totals
+            .add(owner, direction, Protocol::Unknown, delta.packets, delta.bytes);
+        let at = FlowKey {
+            point: key.point,
+            kind: key.kind,
+            ..FlowKey::default()
+        };
         self.add_remainder_of(&at, owner, direction, point, &delta.without_link(key.link_len));
     }
 
@@ -325,7 +357,12 @@ impl History {
             return;
         }
         let base = self.open_from_ns();
-        let Open { batch, runs, run_bytes, .. } = &mut self.open;
+        let Open {
+            batch,
+            runs,
+            run_bytes,
+            ..
+        } = &mut self.open;
         batch.sort_unstable_by_key(|&(id, _)| id);
         let mut writer = Writer::new(base, batch.len() * 20);
         for same in batch.chunk_by(|a, b| a.0 == b.0) {
@@ -353,7 +390,11 @@ impl History {
     fn open_from_ns(&mut self) -> u64 {
         let batch = &self.open.batch;
         *self.open.from_ns.get_or_insert_with(|| {
-            let first = batch.iter().map(|(_, delta)| delta.first_ns).filter(|&first| first != 0).min();
+            let first = batch
+                .iter()
+                .map(|(_, delta)| delta.first_ns)
+                .filter(|&first| first != 0)
+                .min();
             first.unwrap_or(self.last_to_ns).max(self.last_to_ns)
         })
     }
@@ -384,7 +425,11 @@ impl History {
         });
         drop(readers);
         drop(open.runs);
-        let committed = Committed { flows_active: active, packets: segment.packets, bytes: segment.bytes };
+        let committed = Committed {
+            flows_active: active,
+            packets: segment.packets,
+            bytes: segment.bytes,
+        };
         self.active = active;
         self.last_to_ns = to_ns;
         self.segment_bytes += segment.memory();
@@ -513,7 +558,9 @@ impl History {
         let mut ended = vec![0usize; among];
         for (_, flow) in self.flows.iter() {
             if !flow.is_remainder() {
-                let segment = self.segments.partition_point(|segment| segment.last_seq < flow.last_seq);
+                let segment = self
+                    .segments
+                    .partition_point(|segment| segment.last_seq < flow.last_seq);
                 if let Some(count) = ended.get_mut(segment) {
                     *count += 1;
                 }
@@ -547,7 +594,12 @@ impl History {
     }
 
     fn fold_segment(&mut self, index: usize, cutoff: u32, victims: &mut Vec<u32>) {
-        let Self { segments, flows, counts, .. } = self;
+        let Self {
+            segments,
+            flows,
+            counts,
+            ..
+        } = self;
         let segment = &segments[index];
         let mut kept = Writer::new(segment.from_ns, segment.memory());
         let mut remainders: BTreeMap<u32, Delta> = BTreeMap::new();
@@ -566,7 +618,10 @@ impl History {
             };
             let target = flows.get_mut(to);
             target.last_seq = target.last_seq.max(segment.last_seq);
-            remainders.entry(to).or_default().add(&delta.without_link(flow.key.link_len));
+            remainders
+                .entry(to)
+                .or_default()
+                .add(&delta.without_link(flow.key.link_len));
             counts.folded.add(delta.packets, delta.bytes);
             folded += 1;
             // Its last entry is in the segment that it ended in.
@@ -582,7 +637,10 @@ impl History {
             moved.push(*id, delta);
         }
         let (kept, moved) = (kept.finish(), moved.finish());
-        let mut readers = [Reader::new(&kept, segment.from_ns), Reader::new(&moved, segment.from_ns)];
+        let mut readers = [
+            Reader::new(&kept, segment.from_ns),
+            Reader::new(&moved, segment.from_ns),
+        ];
         let mut smaller = Segment::build(
             (segment.from_ns, segment.to_ns),
             (segment.first_seq, segment.last_seq),
@@ -654,18 +712,30 @@ impl History {
     /// found their flow).
     #[must_use]
     pub fn ledger(&self) -> Vec<v1::LedgerRow> {
-        let Counts { seen, flows_seen, turned_away, folded, evicted, .. } = &self.counts;
-        let row = |stage: &str, unit: &str, seen: u64, lost: u64, lost_bytes: u64, advice: &str| v1::LedgerRow {
-            family: "network".to_owned(),
-            stage: stage.to_owned(),
-            unit: unit.to_owned(),
+        let Counts {
             seen,
-            counted: seen.saturating_sub(lost),
-            filtered: 0,
-            lost,
-            lost_bytes,
-            advice: if lost == 0 { String::new() } else { advice.to_owned() },
-        };
+            flows_seen,
+            turned_away,
+            folded,
+            evicted,
+            ..
+        } = &self.counts;
+        let row =
+            |stage: &str, unit: &str, seen: u64, lost: u64, lost_bytes: u64, advice: &str| v1::LedgerRow {
+                family: "network".to_owned(),
+                stage: stage.to_owned(),
+                unit: unit.to_owned(),
+                seen,
+                counted: seen.saturating_sub(lost),
+                filtered: 0,
+                lost,
+                lost_bytes,
+                advice: if lost == 0 {
+                    String::new()
+                } else {
+                    advice.to_owned()
+                },
+            };
         let unmatched = self.pending.unmatched();
         vec![
             row(
@@ -698,17 +768,25 @@ impl History {
     /// The history's bounds and how full they are.
     #[must_use]
     pub fn usage(&self) -> Vec<v1::Limit> {
-        let limit = |name: &str, unit: &str, used: usize, max: usize, turned_away: u64, setting: &str| v1::Limit {
-            name: name.to_owned(),
-            unit: unit.to_owned(),
-            used: used as u64,
-            max: max as u64,
-            turned_away,
-            setting: setting.to_owned(),
-        };
+        let limit =
+            |name: &str, unit: &str, used: usize, max: usize, turned_away: u64, setting: &str| v1::Limit {
+                name: name.to_owned(),
+                unit: unit.to_owned(),
+                used: used as u64,
+                max: max as u64,
+                turned_away,
+                setting: setting.to_owned(),
+            };
         let counts = &self.counts;
         vec![
-            limit("history_memory", "bytes", self.memory(), self.limits.bytes, counts.evicted.bytes, ""),
+            limit(
+                "history_memory",
+                "bytes",
+                self.memory(),
+                self.limits.bytes,
+                counts.evicted.bytes,
+                "",
+            ),
             limit(
                 "history_flows",
                 "flows",
@@ -717,7 +795,14 @@ impl History {
                 counts.folded_flows,
                 "",
             ),
-            limit("interface_names", "names", self.flows.points.len(), self.flows.points.max(), self.flows.points.turned_away(), ""),
+            limit(
+                "interface_names",
+                "names",
+                self.flows.points.len(),
+                self.flows.points.max(),
+                self.flows.points.turned_away(),
+                "",
+            ),
             limit(
                 "total_series",
                 "series",
@@ -744,13 +829,25 @@ fn remainder(
         kind: at.kind & (kind::EGRESS | kind::SOCKET),
         ..FlowKey::default()
     };
-    let identity = Identity { key, owner, direction, remainder: true };
+    let identity = Identity {
+        key,
+        owner,
+        direction,
+        remainder: true,
+    };
     if let Some(id) = flows.find(&identity) {
         return Some(id);
     }
     if let Some(id) = flows.insert(&identity, OwnerId::UNKNOWN, point) {
         return Some(id);
     }
-    let identity = Identity { key: FlowKey::default(), owner: OwnerId::UNKNOWN, direction, remainder: true };
-    flows.find(&identity).or_else(|| flows.insert_last_resort(&identity))
+    let identity = Identity {
+        key: FlowKey::default(),
+        owner: OwnerId::UNKNOWN,
+        direction,
+        remainder: true,
+    };
+    flows
+        .find(&identity)
+        .or_else(|| flows.insert_last_resort(&identity))
 }

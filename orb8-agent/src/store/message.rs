@@ -25,9 +25,8 @@ pub(crate) fn flow(
         _ => 0,
     };
     let is_ip = ip_version != 0;
-    let icmp = is_ip
-        && key.kind & kind::FRAGMENT == 0
-        && matches!(key.protocol, protocol::ICMP | protocol::ICMPV6);
+    let icmp =
+        is_ip && key.kind & kind::FRAGMENT == 0 && matches!(key.protocol, protocol::ICMP | protocol::ICMPV6);
     let own = endpoint(reporter, true);
     let mut other = endpoint(peer, false);
     if peer_reported {
@@ -50,11 +49,25 @@ pub(crate) fn flow(
     let tcp = is_ip && key.protocol == protocol::TCP;
     v1::Flow {
         node: node.to_owned(),
-        reporter: if egress { v1::Reporter::Source } else { v1::Reporter::Destination }.into(),
-        direction: if egress { v1::Direction::Egress } else { v1::Direction::Ingress }.into(),
+        reporter: if egress {
+            v1::Reporter::Source
+        } else {
+            v1::Reporter::Destination
+        }
+        .into(),
+        direction: if egress {
+            v1::Direction::Egress
+        } else {
+            v1::Direction::Ingress
+        }
+        .into(),
         ip_version,
         protocol: if is_ip { u32::from(key.protocol) } else { 0 },
-        ethertype: if is_ip || flow.is_remainder() { 0 } else { u32::from(key.sport) },
+        ethertype: if is_ip || flow.is_remainder() {
+            0
+        } else {
+            u32::from(key.sport)
+        },
         src: Some(src),
         dst: Some(dst),
         icmp_type: icmp.then_some(u32::from(key.sport)),
@@ -67,7 +80,8 @@ pub(crate) fn flow(
         tcp_flags: delta.tcp_flags,
         rtt_us: (flow.rtt_us != 0).then_some(flow.rtt_us),
         // Only the sender knows what it sent again, and only a connection that was looked at has a count.
-        retransmits: (tcp && egress && (flow.rtt_us != 0 || delta.retransmits != 0)).then_some(delta.retransmits),
+        retransmits: (tcp && egress && (flow.rtt_us != 0 || delta.retransmits != 0))
+            .then_some(delta.retransmits),
         connect_us: (flow.connect_us != 0).then_some(flow.connect_us),
         failed_connects: delta.failed_connects,
         first: delta.has_packets().then(|| timestamp(delta.first_ns)),
@@ -78,7 +92,11 @@ pub(crate) fn flow(
             } else {
                 interface.map(|name| v1::observation_point::Point::Interface(name.to_owned()))
             },
-            ifindex: if socket { 0 } else { u32::try_from(key.point).unwrap_or(0) },
+            ifindex: if socket {
+                0
+            } else {
+                u32::try_from(key.point).unwrap_or(0)
+            },
         }),
         fragment: key.kind & kind::FRAGMENT != 0,
         malformed: key.kind & kind::MALFORMED != 0,

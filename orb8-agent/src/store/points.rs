@@ -31,7 +31,13 @@ pub(crate) struct PointTable {
 
 impl PointTable {
     pub(crate) fn new(max: usize) -> Self {
-        Self { points: vec![None], ids: HashMap::new(), free: Vec::new(), max, turned_away: 0 }
+        Self {
+            points: vec![None],
+            ids: HashMap::new(),
+            free: Vec::new(),
+            max,
+            turned_away: 0,
+        }
     }
 
     /// The id of `name`; [`PointId::UNNAMED`] if there is no room.
@@ -46,7 +52,11 @@ impl PointTable {
             self.drop_unused(seq);
         }
         let name: Arc<str> = name.into();
-        let point = Some(Point { name: name.clone(), flows: 0, seq });
+        let point = Some(Point {
+            name: name.clone(),
+            flows: 0,
+            seq,
+        });
         let id = match self.free.pop() {
             Some(index) => {
                 self.points[index as usize] = point;
@@ -104,7 +114,9 @@ impl PointTable {
 
     /// Bytes, names taken as long as Linux lets interface names be.
     pub(crate) fn memory(&self) -> usize {
-        self.points.capacity() * size_of::<Option<Point>>() + self.ids.capacity() * 64 + self.free.capacity() * 4
+        self.points.capacity() * size_of::<Option<Point>>()
+            + self.ids.capacity() * 64
+            + self.free.capacity() * 4
     }
 }
 

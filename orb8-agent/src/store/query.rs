@@ -94,7 +94,11 @@ impl Top {
     }
 
     fn into_rows(self) -> Vec<Row> {
-        self.heap.into_sorted_vec().into_iter().map(|Worst(row)| row).collect()
+        self.heap
+            .into_sorted_vec()
+            .into_iter()
+            .map(|Worst(row)| row)
+            .collect()
     }
 }
 
@@ -106,7 +110,11 @@ fn nanoseconds(name: &'static str, time: Option<&Timestamp>) -> Result<Option<u6
     let (Ok(whole), Ok(part @ 0..1_000_000_000)) = (u64::try_from(seconds), u64::try_from(nanos)) else {
         return Err(error);
     };
-    whole.checked_mul(1_000_000_000).and_then(|ns| ns.checked_add(part)).map(Some).ok_or(error)
+    whole
+        .checked_mul(1_000_000_000)
+        .and_then(|ns| ns.checked_add(part))
+        .map(Some)
+        .ok_or(error)
 }
 
 impl History {
@@ -125,7 +133,10 @@ impl History {
         now_ns: u64,
     ) -> Result<Answer, QueryError> {
         let Selection { rows, summary } = self.select(query, owners, node, now_ns)?;
-        let flows = rows.iter().filter_map(|row| self.flow(row, owners, node)).collect();
+        let flows = rows
+            .iter()
+            .filter_map(|row| self.flow(row, owners, node))
+            .collect();
         Ok(Answer { flows, summary })
     }
 
@@ -162,7 +173,10 @@ impl History {
             0 => usize::MAX,
             limit => limit as usize,
         };
-        let mut top = Top { limit, heap: BinaryHeap::new() };
+        let mut top = Top {
+            limit,
+            heap: BinaryHeap::new(),
+        };
         let mut matched = Delta::default();
         let mut matched_flows = 0u64;
         let mut hidden = 0u64;
@@ -196,10 +210,19 @@ impl History {
                 v1::FlowSort::Rtt => u64::from(flow.rtt_us),
                 v1::FlowSort::Retransmits => delta.retransmits,
             };
-            top.push(Row { id, generation: flow.generation, rank, delta: *delta });
+            top.push(Row {
+                id,
+                generation: flow.generation,
+                rank,
+                delta: *delta,
+            });
         });
 
-        let idle = since.or(until).unwrap_or(if self.last_to_ns() == 0 { now_ns } else { self.last_to_ns() });
+        let idle = since.or(until).unwrap_or(if self.last_to_ns() == 0 {
+            now_ns
+        } else {
+            self.last_to_ns()
+        });
         let from_ns = segments.first().map_or(idle, |segment| segment.from_ns);
         let to_ns = segments.last().map_or(idle, |segment| segment.to_ns);
         let mut notes = self.notes(since, from_ns, &segments);
@@ -211,7 +234,8 @@ impl History {
         }
         if filter.asks_for_pods() {
             notes.push(
-                "This agent does not know of Kubernetes namespaces and pods, so nothing matches them.".to_owned(),
+                "This agent does not know of Kubernetes namespaces and pods, so nothing matches them."
+                    .to_owned(),
             );
         }
         Ok(Selection {
@@ -241,9 +265,14 @@ impl History {
                     "The answer starts {:.3} s before the time asked for: the history keeps that time in \
                      segments of {:.3} s.",
                     seconds(since - from_ns),
-                    segments.first().map_or(0.0, |segment| seconds(segment.duration_ns())),
+                    segments
+                        .first()
+                        .map_or(0.0, |segment| seconds(segment.duration_ns())),
                 ));
-            } else if self.covered().is_some_and(|(oldest, _)| oldest == from_ns && from_ns > since) {
+            } else if self
+                .covered()
+                .is_some_and(|(oldest, _)| oldest == from_ns && from_ns > since)
+            {
                 notes.push(format!(
                     "The answer starts {:.3} s after the time asked for, where the history begins.",
                     seconds(from_ns - since)
@@ -275,7 +304,9 @@ impl History {
             return false;
         }
         matching.matches(flow.peer)
-            || self.reported_peer(flow, owners).is_some_and(|peer| matching.matches(peer))
+            || self
+                .reported_peer(flow, owners)
+                .is_some_and(|peer| matching.matches(peer))
     }
 
     /// The peer of a flow by its own report, where it is not known from its address: the workload that saw the
@@ -300,14 +331,20 @@ impl History {
         // Only now, for hardly any flow has other observations.
         found?;
         let peer = owners.get(flow.peer);
-        (peer.kind == Kind::Host || peer.attribution == Attribution::Unknown).then_some(found).flatten()
+        (peer.kind == Kind::Host || peer.attribution == Attribution::Unknown)
+            .then_some(found)
+            .flatten()
     }
 
     /// The message of a row; `None` if the history has forgotten the flow since. Cost: some ten allocations.
     #[must_use]
     pub fn flow(&self, row: &Row, owners: &OwnerTable, node: &str) -> Option<v1::Flow> {
         let flow = self.flows.get_live(row.id, row.generation)?;
-        let reported = if flow.is_remainder() { None } else { self.reported_peer(flow, owners) };
+        let reported = if flow.is_remainder() {
+            None
+        } else {
+            self.reported_peer(flow, owners)
+        };
         Some(message::flow(
             flow,
             &row.delta,

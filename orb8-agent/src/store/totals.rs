@@ -143,7 +143,10 @@ impl Totals {
         packets: u64,
         bytes: u64,
     ) {
-        self.open.entry((owner, (direction, protocol))).or_default().add(Count { packets, bytes });
+        self.open
+            .entry((owner, (direction, protocol)))
+            .or_default()
+            .add(Count { packets, bytes });
     }
 
     /// Ends an interval: files its counts under their owners' names.
@@ -151,7 +154,10 @@ impl Totals {
         let mut folded_once = false;
         for ((owner, dimensions), count) in self.open.drain() {
             let name = label(&owners.get(owner));
-            let known = self.owners.get(&name).is_some_and(|totals| totals.has(dimensions));
+            let known = self
+                .owners
+                .get(&name)
+                .is_some_and(|totals| totals.has(dimensions));
             if !known && self.series >= self.max_series && !folded_once {
                 folded_once = true;
                 let (series, folded) = fold(&mut self.owners, &mut self.other, seq, self.quiet);
@@ -174,13 +180,16 @@ impl Totals {
     pub fn series(&self) -> impl Iterator<Item = Series> {
         let named = self.owners.iter().map(|(name, totals)| (name.as_str(), totals));
         named.chain([(OTHER, &self.other)]).flat_map(|(name, totals)| {
-            totals.series.iter().map(|&((direction, protocol), count)| Series {
-                owner: name.to_owned(),
-                direction,
-                protocol,
-                packets: count.packets,
-                bytes: count.bytes,
-            })
+            totals
+                .series
+                .iter()
+                .map(|&((direction, protocol), count)| Series {
+                    owner: name.to_owned(),
+                    direction,
+                    protocol,
+                    packets: count.packets,
+                    bytes: count.bytes,
+                })
         })
     }
 
@@ -277,8 +286,14 @@ pub(crate) fn label(owner: &Owner) -> String {
         let container_like = name.len() == 12 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
         let misleading = container_like
             || ["other", "unknown", "host"].contains(&name)
-            || name.bytes().any(|byte| matches!(byte, b'.' | b':' | b'/') || byte.is_ascii_control());
-        return if misleading { format!("process:{name}") } else { name.to_owned() };
+            || name
+                .bytes()
+                .any(|byte| matches!(byte, b'.' | b':' | b'/') || byte.is_ascii_control());
+        return if misleading {
+            format!("process:{name}")
+        } else {
+            name.to_owned()
+        };
     }
     if !owner.netns.is_empty() {
         return format!("netns:{name}");
@@ -291,7 +306,10 @@ mod tests {
     use super::*;
 
     fn process(name: &str) -> Owner {
-        Owner { process: name.to_owned(), ..Owner::default() }
+        Owner {
+            process: name.to_owned(),
+            ..Owner::default()
+        }
     }
 
     fn sum(totals: &Totals) -> u64 {
@@ -304,8 +322,20 @@ mod tests {
         assert_eq!(label(&process("sshd.service")), "process:sshd.service");
         assert_eq!(label(&process("0123456789ab")), "process:0123456789ab");
         assert_eq!(label(&process("other")), "process:other");
-        assert_eq!(label(&Owner { netns: "curl".into(), ..Owner::default() }), "netns:curl");
-        assert_eq!(label(&Owner { unit: "sshd.service".into(), ..Owner::default() }), "sshd.service");
+        assert_eq!(
+            label(&Owner {
+                netns: "curl".into(),
+                ..Owner::default()
+            }),
+            "netns:curl"
+        );
+        assert_eq!(
+            label(&Owner {
+                unit: "sshd.service".into(),
+                ..Owner::default()
+            }),
+            "sshd.service"
+        );
         assert_eq!(label(&Owner::default()), "unknown");
     }
 
@@ -321,7 +351,13 @@ mod tests {
         assert_eq!(totals.len(), 3);
         assert_eq!(totals.turned_away(), 7);
         assert_eq!(sum(&totals), 10);
-        let other = |totals: &Totals| totals.series().filter(|s| s.owner == OTHER).map(|s| s.packets).sum::<u64>();
+        let other = |totals: &Totals| {
+            totals
+                .series()
+                .filter(|s| s.owner == OTHER)
+                .map(|s| s.packets)
+                .sum::<u64>()
+        };
         assert_eq!(other(&totals), 7);
 
         // Long after, a new owner gets the place of the quiet ones; the sum is as it was, and one more.
