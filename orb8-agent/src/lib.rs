@@ -4,6 +4,7 @@
 //! `identity` knows whose an interface, a cgroup or an address is, `store` keeps recent history within bounds,
 //! `export` answers queries and scrapes.
 
+pub mod export;
 pub mod identity;
 pub mod store;
 pub mod probe;
