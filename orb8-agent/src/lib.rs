@@ -5,4 +5,5 @@
 //! `export` answers queries and scrapes.
 
 pub mod identity;
+pub mod settings;
 pub mod store;
