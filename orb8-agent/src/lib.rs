@@ -4,6 +4,8 @@
 //! `identity` knows whose an interface, a cgroup or an address is, `store` keeps recent history within bounds,
 //! `export` answers queries and scrapes.
 
+pub mod bpf;
 pub mod identity;
+pub mod preflight;
 pub mod settings;
 pub mod store;
