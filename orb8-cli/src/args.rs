@@ -12,12 +12,12 @@ use crate::{connect::AgentAddress, filter};
 const START: &str = "\
 First steps:
   orb8 doctor                 can this machine run the probes? what is missing, and what to do
-  sudo orb8 top               live: who talks, how much (no agent needed: the probes are loaded for as
-                              long as the command runs)
-  sudo orb8 flows             watch for 5 seconds, then show every flow
+  sudo orb8 top               live: who talks, how much
+  sudo orb8 flows             observe for 5 seconds, then show every flow
   sudo orb8 trace network     new connections as they happen
+No agent is needed: each loads the probes for as long as it runs, and detaches them after.
 
-With an agent (a running `orb8-agent` keeps recent history, so that answers come at once):
+With an agent, which keeps recent history, so that answers come at once (`sudo orb8-agent`):
   orb8 status                 is everything attached, was anything lost
   orb8 flows --since 2m       an agent at 127.0.0.1:9090 is found by itself
   orb8 --agent node1:9090 flows -o json
@@ -33,11 +33,13 @@ Examples:
   orb8 flows -o json | jq 'select(.bytes > 1000000)'
   sudo orb8 flows --standalone --interface 'eth*' --duration 10s
 
-JSON: one object a line. Fields that are unknown are left out; each flow is one direction, as `reporter` saw it.
-CSV columns: node, reporter, direction, protocol, ethertype, icmp_type, icmp_code; for src_ and dst_ each: ip,
-port, kind, namespace, pod, container, workload, unit, process, pid, netns, cgroup, attribution; packets, bytes,
-wire_bytes, frames, frame_bytes, tcp_flags (joined by +), rtt_us, retransmits, connect_us, failed_connects,
-first, last, interface, cgroup_id, fragment, malformed, remainder.";
+JSON: one object a line. Fields that are unknown are left out; each flow is one direction, as
+`reporter` saw it.
+CSV: a header line, then node, reporter, direction, protocol, ethertype, icmp_type, icmp_code;
+for src_ and dst_ each: ip, port, kind, namespace, pod, container, workload, unit, process, pid,
+netns, cgroup, attribution; then packets, bytes, wire_bytes, frames, frame_bytes, tcp_flags (joined
+by +), rtt_us, retransmits, connect_us, failed_connects, first, last, interface, cgroup_id,
+fragment, malformed, remainder.";
 
 const TRACE_EXAMPLES: &str = "\
 Examples:
@@ -45,12 +47,12 @@ Examples:
   orb8 trace network --owner curl --count 10
   orb8 trace network -o json --duration 1m > events.json
 
-Event kinds: NEW (first packet of a flow), SYN, SYN-ACK, FIN, RST. `x8` after an event: it stands for eight new
-flows, since events came too fast for each to be told. Times are UTC.";
+Event kinds: NEW (first packet of a flow), SYN, SYN-ACK, FIN, RST. `x8` after an event: it stands
+for eight new flows, since events came too fast for each to be told. Times are UTC.";
 
 const TOP_EXAMPLES: &str = "\
-Keys: up/down select, Enter shows the owner's peers, Esc goes back, s changes the sort order, p pauses,
-? help, q quits.
+Keys: up/down select, Enter shows the owner's peers, Esc goes back, s changes the sort order,
+p pauses, ? help, q quits.
 
 Examples:
   sudo orb8 top

@@ -43,7 +43,7 @@ pub(crate) fn own_name(flow: &Flow) -> String {
 /// Name of the other end: owner, else address.
 pub(crate) fn peer_name(flow: &Flow) -> String {
     if flow.remainder {
-        return "(flows without room)".to_owned();
+        return "(no room)".to_owned();
     }
     peer(flow, sent(flow))
         .and_then(|peer| name(peer).or_else(|| (!peer.ip.is_empty()).then(|| peer.ip.clone())))
@@ -87,7 +87,7 @@ pub(crate) fn name(end: &Endpoint) -> Option<String> {
 fn point(flow: &Flow) -> Option<String> {
     match flow.point.as_ref()?.point.as_ref()? {
         Point::Interface(name) if name.is_empty() => None,
-        Point::Interface(name) => Some(format!("interface {name}")),
+        Point::Interface(name) => Some(format!("dev {name}")),
         Point::CgroupId(id) => Some(format!("cgroup {id}")),
     }
 }
@@ -110,7 +110,7 @@ pub(crate) const fn has_ports(flow: &Flow) -> bool {
 /// What the flow is about: `:443 https`, `:53/udp domain`, `ICMP echo`, `ARP`, `:9000-9001`…
 pub(crate) fn service(flow: &Flow) -> String {
     if flow.remainder {
-        return String::new();
+        return "remainder".to_owned();
     }
     if flow.ip_version == 0 {
         return match flow.ethertype {
@@ -241,7 +241,7 @@ mod tests {
         };
         assert_eq!(
             (own_name(&flow).as_str(), peer_name(&flow).as_str()),
-            ("interface veth1", "(flows without room)")
+            ("dev veth1", "(no room)")
         );
     }
 

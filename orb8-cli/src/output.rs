@@ -17,10 +17,17 @@ const PENDING: usize = 16;
 /// How long the end of a command waits for a reader that takes nothing.
 const FINISH: Duration = Duration::from_secs(1);
 
+#[derive(Debug)]
+enum Piece {
+    Text(Vec<u8>),
+    /// Tells when all before it is written.
+    Mark(oneshot::Sender<()>),
+}
+
 /// Stdout behind a thread: a reader that takes nothing stops the thread, not the command.
 #[derive(Debug)]
 pub(crate) struct Output {
-    sender: mpsc::Sender<Vec<u8>>,
+    sender: mpsc::Sender<Piece>,
     end: oneshot::Receiver<io::Result<()>>,
     /// Tells when the pipe's reader goes, even while there is nothing to write. Files have no such thing.
     pipe: Option<AsyncFd<OwnedFd>>,
@@ -35,12 +42,16 @@ impl Output {
     }
 
     fn to(mut writer: impl Write + Send + 'static) -> Self {
-        let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(PENDING);
+        let (sender, mut receiver) = mpsc::channel::<Piece>(PENDING);
         let (ended, end) = oneshot::channel();
         std::thread::spawn(move || {
             let mut result = Ok(());
-            while let Some(bytes) = receiver.blocking_recv() {
-                result = writer.write_all(&bytes).and_then(|()| writer.flush());
+            while let Some(piece) = receiver.blocking_recv() {
+                match piece {
+                    Piece::Text(bytes) => result = writer.write_all(&bytes).and_then(|()| writer.flush()),
+                    // Who waited may be gone.
+                    Piece::Mark(reached) => drop(reached.send(())),
+                }
                 if result.is_err() {
                     break;
                 }
@@ -61,12 +72,29 @@ impl Output {
     /// # Errors
     /// The error of an earlier write (`BrokenPipe`: the reader is gone).
     pub(crate) async fn write(&mut self, text: impl Into<Vec<u8>>) -> io::Result<()> {
-        if self.sender.send(text.into()).await.is_ok() {
+        if self.sender.send(Piece::Text(text.into())).await.is_ok() {
             return Ok(());
         }
+        Err(self.error().await)
+    }
+
+    /// Waits until all that was given to [`Output::write`] is written, so that what is said on stderr comes after.
+    ///
+    /// # Errors
+    /// As for [`Output::write`].
+    pub(crate) async fn flush(&mut self) -> io::Result<()> {
+        let (reached, mark) = oneshot::channel();
+        if self.sender.send(Piece::Mark(reached)).await.is_ok() && mark.await.is_ok() {
+            return Ok(());
+        }
+        Err(self.error().await)
+    }
+
+    /// Why the thread ended.
+    async fn error(&mut self) -> io::Error {
         match (&mut self.end).await {
-            Ok(Err(error)) => Err(error),
-            _ => Err(io::ErrorKind::BrokenPipe.into()),
+            Ok(Err(error)) => error,
+            _ => io::ErrorKind::BrokenPipe.into(),
         }
     }
 

@@ -190,7 +190,10 @@ impl Printer {
         self.partial |= !losses.is_none();
         match self.form {
             FlowForm::Table | FlowForm::Wide => self.table(&kept, summary.as_ref(), shown, &losses).await?,
-            FlowForm::Json | FlowForm::Csv => self.tell(summary.as_ref(), shown, losses),
+            FlowForm::Json | FlowForm::Csv => {
+                self.output.flush().await?;
+                self.tell(summary.as_ref(), shown, losses);
+            }
         }
         self.previous_to = summary
             .as_ref()

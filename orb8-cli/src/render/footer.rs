@@ -18,7 +18,7 @@ pub(crate) fn totals(summary: Option<&FlowSummary>, shown: u64, sort: &str) -> S
     let mut text = String::new();
     if shown < summary.matched_flows {
         text.push_str(&format!(
-            "{shown} of {} flows shown, the first by {sort} (--limit 0: all). All: ",
+            "{shown} of {} flows shown, the first by {sort} (--limit 0: all)\n",
             summary.matched_flows
         ));
     }
