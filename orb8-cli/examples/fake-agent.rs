@@ -7,8 +7,10 @@
 mod fake_agent;
 
 fn main() {
-    let (address, _asked) =
-        fake_agent::serve_at(fake_agent::Story::Live, std::net::SocketAddr::from(([127, 0, 0, 1], 9099)));
+    let (address, _asked) = fake_agent::serve_at(
+        fake_agent::Story::Live,
+        std::net::SocketAddr::from(([127, 0, 0, 1], 9099)),
+    );
     println!("a fake agent answers at {address}; ^C ends it");
     loop {
         std::thread::park();

@@ -120,7 +120,10 @@ fn locale_is_utf8(get: impl Fn(&str) -> Option<String>) -> bool {
 
 /// A line on stderr, free of control characters. That nobody reads stderr is no reason to fail.
 pub(crate) fn say(line: &str) {
-    let _ = writeln!(io::stderr().lock(), "{}", sanitise::line(line));
+    // One write, so that lines of others do not come in between.
+    let _ = io::stderr()
+        .lock()
+        .write_all(format!("{}\n", sanitise::line(line)).as_bytes());
 }
 
 #[cfg(test)]

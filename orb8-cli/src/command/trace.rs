@@ -71,6 +71,11 @@ pub(super) async fn run(
             }
             Some(Event::Loss(loss)) => {
                 if let Some(sentence) = event::loss(&loss) {
+                    tokio::select! {
+                        biased;
+                        () = stop.requested() => break Ok(()),
+                        flushed = output.flush() => if let Err(error) = flushed { break Err(error.into()) },
+                    }
                     terminal::say(&format!("orb8: {sentence}"));
                 }
                 lost.ring = lost.ring.saturating_add(loss.ring);

@@ -205,10 +205,7 @@ mod tests {
     fn widest_names_are_cut_first() {
         let mut table = Table::new([Column::name("A", 3), Column::name("B", 3), Column::number("N")]);
         table.row([Cell::new("abcdefghij"), Cell::new("xy"), Cell::new("12")]);
-        assert_eq!(
-            table.render(Some(14), &STYLE),
-            "A       B    N\nabcde…  xy  12\n".replace("A       B    N", "A       B    N")
-        );
+        assert_eq!(table.render(Some(14), &STYLE), "A       B    N\nabcde…  xy  12\n");
     }
 
     proptest! {

@@ -11,10 +11,10 @@ use std::{
 };
 
 use orb8_proto::v1::{
-    AgentStatus, Attribution, Check, Direction, Endpoint, EndpointKind, EventLoss, Flow, FlowBatch, FlowQuery,
-    FlowSummary, GetAgentStatusRequest, InterfaceStatus, LedgerRow, Limit, NetworkEvent, NetworkEventKind,
-    ObservationPoint, ProgramStatus, QueryFlowsResponse, Reporter, Setting, State, StreamEventsRequest,
-    StreamEventsResponse, Verdict,
+    AgentStatus, Attribution, Check, Direction, Endpoint, EndpointKind, EventLoss, Flow, FlowBatch,
+    FlowQuery, FlowSummary, GetAgentStatusRequest, InterfaceStatus, LedgerRow, Limit, NetworkEvent,
+    NetworkEventKind, ObservationPoint, ProgramStatus, QueryFlowsResponse, Reporter, Setting, State,
+    StreamEventsRequest, StreamEventsResponse, Verdict,
     observation_point::Point,
     orbit_service_server::{OrbitService, OrbitServiceServer},
     query_flows_response::Part,
@@ -65,9 +65,16 @@ pub fn serve(story: Story) -> (SocketAddr, Asked) {
 pub fn serve_at(story: Story, address: SocketAddr) -> (SocketAddr, Asked) {
     let (sender, receiver) = std::sync::mpsc::channel();
     let asked = Asked::default();
-    let agent = FakeAgent { story, asked: asked.clone(), clock: AtomicI64::new(START) };
+    let agent = FakeAgent {
+        story,
+        asked: asked.clone(),
+        clock: AtomicI64::new(START),
+    };
     std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind(address).await.unwrap();
             sender.send(listener.local_addr().unwrap()).unwrap();
@@ -86,15 +93,29 @@ fn at(seconds: i64, nanos: i32) -> Option<Timestamp> {
 }
 
 fn end(ip: &str, port: u32, kind: EndpointKind, attribution: Attribution) -> Endpoint {
-    Endpoint { ip: ip.into(), port, kind: kind.into(), attribution: attribution.into(), ..Endpoint::default() }
+    Endpoint {
+        ip: ip.into(),
+        port,
+        kind: kind.into(),
+        attribution: attribution.into(),
+        ..Endpoint::default()
+    }
 }
 
 /// One flow of each kind that must look right.
 pub fn flows(to: i64) -> Vec<Flow> {
     use {Attribution as A, EndpointKind as K};
-    let cgroup = |id| Some(ObservationPoint { point: Some(Point::CgroupId(id)), ifindex: 0 });
+    let cgroup = |id| {
+        Some(ObservationPoint {
+            point: Some(Point::CgroupId(id)),
+            ifindex: 0,
+        })
+    };
     let interface = |name: &str, ifindex| {
-        Some(ObservationPoint { point: Some(Point::Interface(name.into())), ifindex })
+        Some(ObservationPoint {
+            point: Some(Point::Interface(name.into())),
+            ifindex,
+        })
     };
     let nginx = Endpoint {
         unit: "nginx.service".into(),
@@ -207,7 +228,13 @@ pub fn flows(to: i64) -> Vec<Flow> {
         point: interface("veth1a2b", 12),
         ..Flow::default()
     };
-    let remainder = Flow { ethertype: 0, remainder: true, packets: 77, bytes: 7000, ..arp.clone() };
+    let remainder = Flow {
+        ethertype: 0,
+        remainder: true,
+        packets: 77,
+        bytes: 7000,
+        ..arp.clone()
+    };
     vec![served, asked, remainder, ping, dns, refused, arp]
 }
 
@@ -222,7 +249,10 @@ fn ledger(story: Story) -> Vec<LedgerRow> {
         lost,
         ..LedgerRow::default()
     };
-    let mut rows = vec![row("probe", "packets", 27_447, 0), row("flow_map", "packets", 27_437, 0)];
+    let mut rows = vec![
+        row("probe", "packets", 27_447, 0),
+        row("flow_map", "packets", 27_437, 0),
+    ];
     if story == Story::Lossy {
         rows[1] = LedgerRow {
             lost_bytes: 7000,
@@ -274,7 +304,10 @@ impl OrbitService for FakeAgent {
     type QueryFlowsStream = Answers<QueryFlowsResponse>;
     type StreamEventsStream = Answers<StreamEventsResponse>;
 
-    async fn query_flows(&self, request: Request<FlowQuery>) -> Result<Response<Self::QueryFlowsStream>, Status> {
+    async fn query_flows(
+        &self,
+        request: Request<FlowQuery>,
+    ) -> Result<Response<Self::QueryFlowsStream>, Status> {
         let query = request.into_inner();
         self.asked.flows.lock().unwrap().push(query.clone());
         let filter = query.filter.unwrap_or_default();
@@ -292,20 +325,32 @@ impl OrbitService for FakeAgent {
             matched_packets: flows.iter().map(|flow| flow.packets).sum(),
             matched_bytes: flows.iter().map(|flow| flow.bytes).sum(),
             ledger: ledger(self.story),
-            notes: if self.story == Story::Lossy { vec!["history begins at 03:04:00".into()] } else { Vec::new() },
+            notes: if self.story == Story::Lossy {
+                vec!["history begins at 03:04:00".into()]
+            } else {
+                Vec::new()
+            },
         };
         if query.limit > 0 {
             flows.truncate(query.limit as usize);
         }
         let mut parts: Vec<_> = flows
             .chunks(2)
-            .map(|flows| Ok(QueryFlowsResponse { part: Some(Part::Batch(FlowBatch { flows: flows.to_vec() })) }))
+            .map(|flows| {
+                Ok(QueryFlowsResponse {
+                    part: Some(Part::Batch(FlowBatch {
+                        flows: flows.to_vec(),
+                    })),
+                })
+            })
             .collect();
         if self.story == Story::Broken {
             parts.truncate(1);
             parts.push(Err(Status::unavailable("shutting down")));
         } else {
-            parts.push(Ok(QueryFlowsResponse { part: Some(Part::Summary(summary)) }));
+            parts.push(Ok(QueryFlowsResponse {
+                part: Some(Part::Summary(summary)),
+            }));
         }
         Ok(Response::new(Box::pin(tokio_stream::iter(parts))))
     }
@@ -327,7 +372,10 @@ impl OrbitService for FakeAgent {
             version: "0.1.0".into(),
             node: "n1".into(),
             started: at(START - 3700, 0),
-            uptime: Some(prost_types::Duration { seconds: 3700, nanos: 500_000_000 }),
+            uptime: Some(prost_types::Duration {
+                seconds: 3700,
+                nanos: 500_000_000,
+            }),
             kernel: "6.18.0".into(),
             programs: vec![
                 program("classify", State::Active, ""),
@@ -357,7 +405,12 @@ impl OrbitService for FakeAgent {
                 setting: "ORB8_FLOW_ENTRIES".into(),
             }],
             checks: vec![
-                Check { name: "kernel".into(), verdict: Verdict::Ok.into(), found: "6.18".into(), advice: String::new() },
+                Check {
+                    name: "kernel".into(),
+                    verdict: Verdict::Ok.into(),
+                    found: "6.18".into(),
+                    advice: String::new(),
+                },
                 Check {
                     name: "cgroup2".into(),
                     verdict: Verdict::Degraded.into(),
@@ -368,9 +421,16 @@ impl OrbitService for FakeAgent {
             flows_active: 7,
             rss_bytes: 14 << 20,
             map_bytes: 21 << 20,
-            cpu: Some(prost_types::Duration { seconds: 2, nanos: 250_000_000 }),
+            cpu: Some(prost_types::Duration {
+                seconds: 2,
+                nanos: 250_000_000,
+            }),
             history_from: at(START - 300, 0),
-            settings: vec![Setting { name: "interval".into(), value: "1s".into(), source: "default".into() }],
+            settings: vec![Setting {
+                name: "interval".into(),
+                value: "1s".into(),
+                source: "default".into(),
+            }],
         }))
     }
 
@@ -380,9 +440,18 @@ impl OrbitService for FakeAgent {
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
         self.asked.events.lock().unwrap().push(request.into_inner());
         let event = |seconds, kind: NetworkEventKind, weight, flow| {
-            Event::Network(NetworkEvent { time: at(seconds, 250_000_000), kind: kind.into(), flow: Some(flow), weight })
+            Event::Network(NetworkEvent {
+                time: at(seconds, 250_000_000),
+                kind: kind.into(),
+                flow: Some(flow),
+                weight,
+            })
         };
-        let mut all = flows(START).into_iter().map(|flow| Flow { packets: 1, bytes: 60, ..flow });
+        let mut all = flows(START).into_iter().map(|flow| Flow {
+            packets: 1,
+            bytes: 60,
+            ..flow
+        });
         let (served, asked) = (all.next().unwrap(), all.next().unwrap());
         let mut rest = all.skip(1);
         let (ping, dns) = (rest.next().unwrap(), rest.next().unwrap());
@@ -394,10 +463,19 @@ impl OrbitService for FakeAgent {
             event(START + 2, NetworkEventKind::Rst, 1, served),
         ];
         if self.story == Story::Lossy {
-            events.insert(1, Event::Loss(EventLoss { ring: 3, stream: 0, sampled: 21 }));
+            events.insert(
+                1,
+                Event::Loss(EventLoss {
+                    ring: 3,
+                    stream: 0,
+                    sampled: 21,
+                }),
+            );
         }
-        let events: Vec<_> =
-            events.into_iter().map(|event| Ok(StreamEventsResponse { event: Some(event) })).collect();
+        let events: Vec<_> = events
+            .into_iter()
+            .map(|event| Ok(StreamEventsResponse { event: Some(event) }))
+            .collect();
         let first = tokio_stream::iter(events.clone());
         if self.story == Story::Live {
             let again = tokio_stream::iter(events.into_iter().cycle()).throttle(Duration::from_millis(100));
