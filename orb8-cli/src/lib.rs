@@ -1,1 +1,60 @@
-//! cli
+//! The orb8 command line.
+//!
+//! `args` is what was typed and `filter` turns it into the protocol's query; `connect` finds an agent, or starts
+//! one in this process (`standalone`); each verb is one file in `command`; `render` turns answers into tables,
+//! JSON and CSV; `top` is the full-screen view.
+
+mod args;
+mod command;
+mod connect;
+mod ends;
+mod exit;
+mod filter;
+mod humanise;
+mod ledger;
+mod names;
+mod output;
+mod preflight;
+mod query;
+mod render;
+mod sanitise;
+mod signals;
+mod standalone;
+mod terminal;
+mod timestamp;
+mod top;
+
+use std::process::ExitCode;
+
+use clap::{Parser, error::ErrorKind};
+
+/// Runs the command line of this process, and says how it ended: 0 done, 1 failed, 2 bad usage, 3 partial answer
+/// with `--strict`.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match args::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A closed pipe is no reason to fail.
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(exit::USAGE),
+            };
+        }
+    };
+    start_log();
+    exit::code(command::run(cli))
+}
+
+/// Logs warnings of the in-process agent to stderr; `RUST_LOG` shows more.
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    // Fails only where a logger is set already, which then serves.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(terminal::colours_on_stderr())
+        .try_init();
+}

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `orb8` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    orb8_cli::main()
+}

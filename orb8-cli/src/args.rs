@@ -1,0 +1,351 @@
+//! What can be typed. Each option is defined once, here; what it means is resolved in the module that uses it.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{NonEmptyStringValueParser, ValueParser},
+};
+
+use crate::{connect::AgentAddress, filter};
+
+const START: &str = "\
+First steps:
+  orb8 doctor                 can this machine run the probes? what is missing, and what to do
+  sudo orb8 top               live: who talks, how much
+  sudo orb8 flows             observe for 5 seconds, then show every flow
+  sudo orb8 trace network     new connections as they happen
+No agent is needed: each loads the probes for as long as it runs, and detaches them after.
+
+With an agent, which keeps recent history, so that answers come at once (`sudo orb8-agent`):
+  orb8 status                 is everything attached, was anything lost
+  orb8 flows --since 2m       an agent at 127.0.0.1:9090 is found by itself
+  orb8 --agent node1:9090 flows -o json
+
+Exit codes: 0 done, 1 failed, 2 bad usage, 3 partial answer with --strict.";
+
+const FLOWS_EXAMPLES: &str = "\
+Examples:
+  orb8 flows --since 2m --sort retransmits --limit 10
+  orb8 flows --owner nginx.service --port 443 --direction out
+  orb8 flows --ip 10.0.0.0/8 --protocol udp,icmp -o wide
+  orb8 flows --watch --interval 5s
+  orb8 flows -o json | jq 'select(.bytes > 1000000)'
+  sudo orb8 flows --standalone --interface 'eth*' --duration 10s
+
+JSON: one object a line. Fields that are unknown are left out; each flow is one direction, as
+`reporter` saw it.
+CSV: a header line, then node, reporter, direction, protocol, ethertype, icmp_type, icmp_code;
+for src_ and dst_ each: ip, port, kind, namespace, pod, container, workload, unit, process, pid,
+netns, cgroup, attribution; then packets, bytes, wire_bytes, frames, frame_bytes, tcp_flags (joined
+by +), rtt_us, retransmits, connect_us, failed_connects, first, last, interface, cgroup_id,
+fragment, malformed, remainder.";
+
+const TRACE_EXAMPLES: &str = "\
+Examples:
+  orb8 trace network --port 5432
+  orb8 trace network --owner curl --count 10
+  orb8 trace network -o json --duration 1m > events.json
+
+Event kinds: NEW (first packet of a flow), SYN, SYN-ACK, FIN, RST. `x8` after an event: it stands
+for eight new flows, since events came too fast for each to be told. Times are UTC.";
+
+const TOP_EXAMPLES: &str = "\
+Keys: up/down select, Enter shows the owner's peers, Esc goes back, s changes the sort order,
+p pauses, ? help, q quits.
+
+Examples:
+  sudo orb8 top
+  orb8 top --namespace shop
+  orb8 top --count 3 | cat        plain text, three refreshes";
+
+/// Who talks to whom on this machine, how much, and is it healthy.
+///
+/// orb8 counts every packet in the kernel (eBPF) and names who sent it: container, systemd unit or process. What
+/// it could not count it says.
+#[derive(Debug, Parser)]
+#[command(name = "orb8", version, after_help = START, max_term_width = 100, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Who answers.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Who answers")]
+pub(crate) struct TargetArgs {
+    /// Ask the agent at this address [env: ORB8_AGENT]. Without: an agent at 127.0.0.1:9090 if there is one,
+    /// else standalone
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    pub(crate) agent: Option<AgentAddress>,
+    /// Load the probes for as long as this command runs (needs root), whatever agent there is
+    #[arg(long, global = true, conflicts_with = "agent")]
+    pub(crate) standalone: bool,
+    /// Standalone: also observe this interface, or all that match (`eth*`); repeatable
+    #[arg(long, global = true, value_name = "NAME|PATTERN", value_parser = ValueParser::new(interface))]
+    pub(crate) interface: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// State of the agent: probes, interfaces, limits, and what was lost
+    Status(StatusArgs),
+    /// Flows: who talked to whom, how much, how well
+    Flows(Box<FlowsArgs>),
+    /// Events as they happen
+    Trace(TraceArgs),
+    /// Live screen: owners by rate, and their peers
+    Top(TopArgs),
+    /// Check whether this machine can run the probes, and say what to do
+    ///
+    /// Exit code 1 if something keeps the probes from running at all.
+    Doctor(DoctorArgs),
+    /// Print a shell's completion script
+    ///
+    /// For example: orb8 completions bash > /etc/bash_completion.d/orb8
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page, or write one file a command
+    Man {
+        /// Write orb8.1, orb8-flows.1 and so on into this directory
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Report {
+    /// For people
+    Table,
+    /// One object
+    Json,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StatusArgs {
+    /// Form of the answer
+    #[arg(long, short, value_enum, default_value_t = Report::Table)]
+    pub(crate) output: Report,
+    /// Exit with 3 if something was lost
+    #[arg(long)]
+    pub(crate) strict: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// Form of the answer
+    #[arg(long, short, value_enum, default_value_t = Report::Table)]
+    pub(crate) output: Report,
+}
+
+/// Conditions on flows; all must hold, of one option's values any.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Filters (run in the agent)")]
+pub(crate) struct FilterArgs {
+    /// Unit, container (a prefix of its id will do), process or network namespace of either end; repeatable
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) owner: Vec<String>,
+    /// Kubernetes namespace of either end; repeat or separate by commas
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) namespace: Vec<String>,
+    /// Pod of either end; repeat or separate by commas
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) pod: Vec<String>,
+    /// Address or CIDR of either end; repeat or separate by commas
+    #[arg(long, value_name = "IP|CIDR", value_delimiter = ',', value_parser = ValueParser::new(filter::address))]
+    pub(crate) ip: Vec<String>,
+    /// Port of either end, 1 to 65535; repeat or separate by commas
+    #[arg(long, value_name = "PORT", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: Vec<u16>,
+    /// tcp, udp, icmp, icmpv6, sctp or an IP protocol number; repeat or separate by commas
+    #[arg(long, value_name = "PROTOCOL", value_delimiter = ',', value_parser = ValueParser::new(filter::protocol))]
+    pub(crate) protocol: Vec<u32>,
+    /// What the owner received (in) or sent (out)
+    #[arg(long, value_enum)]
+    pub(crate) direction: Option<DirectionArg>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DirectionArg {
+    /// Received
+    #[value(name = "in", alias = "ingress")]
+    In,
+    /// Sent
+    #[value(name = "out", alias = "egress")]
+    Out,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FlowForm {
+    /// Fits the terminal
+    Table,
+    /// All columns, however wide
+    Wide,
+    /// One object a line
+    Json,
+    /// With a header line
+    Csv,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SortArg {
+    /// Most bytes first
+    Bytes,
+    /// Most packets first
+    Packets,
+    /// Latest packet first
+    Last,
+    /// Earliest first packet first
+    First,
+    /// Longest round trip first
+    Rtt,
+    /// Most retransmits first
+    Retransmits,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = FLOWS_EXAMPLES)]
+pub(crate) struct FlowsArgs {
+    /// Form of the answer
+    #[arg(long, short, value_enum, default_value_t = FlowForm::Table)]
+    pub(crate) output: FlowForm,
+    /// Order of the flows
+    #[arg(long, value_enum, default_value_t = SortArg::Bytes)]
+    pub(crate) sort: SortArg,
+    /// At most so many flows, 0 for all [default: 50 in tables, else all]
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<u32>,
+    /// Flows with packets since then: an age (90s, 2m, 1h) or a time (2026-01-02T03:04:05Z)
+    #[arg(long, value_name = "AGE|TIME", value_parser = ValueParser::new(filter::time))]
+    pub(crate) since: Option<filter::Time>,
+    /// Flows with packets until then: an age or a time
+    #[arg(long, value_name = "AGE|TIME", value_parser = ValueParser::new(filter::time), conflicts_with = "watch")]
+    pub(crate) until: Option<filter::Time>,
+    /// Observe so long and show what happened meanwhile; with --watch: end after so long
+    /// [default: 5s standalone]
+    #[arg(long, value_name = "TIME", value_parser = ValueParser::new(filter::duration), conflicts_with = "until")]
+    pub(crate) duration: Option<Duration>,
+    /// Again and again until ^C. A table on a terminal is drawn anew with all that --since covers; everything
+    /// else shows, each time, what happened since the time before
+    #[arg(long, short)]
+    pub(crate) watch: bool,
+    /// Time between refreshes, 100ms to 1h
+    #[arg(
+        long, value_name = "TIME", default_value = "1s", requires = "watch",
+        value_parser = ValueParser::new(filter::interval)
+    )]
+    pub(crate) interval: Duration,
+    /// End after so many refreshes
+    #[arg(long, value_name = "N", requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// Exit with 3 if something was lost or the answer is partial
+    #[arg(long)]
+    pub(crate) strict: bool,
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TraceArgs {
+    #[command(subcommand)]
+    pub(crate) family: TraceFamily,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TraceFamily {
+    /// New flows, TCP SYN, FIN and RST
+    Network(TraceNetworkArgs),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TraceForm {
+    /// For people
+    Lines,
+    /// One object a line
+    Json,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = TRACE_EXAMPLES)]
+pub(crate) struct TraceNetworkArgs {
+    /// Form of the events
+    #[arg(long, short, value_enum, default_value_t = TraceForm::Lines)]
+    pub(crate) output: TraceForm,
+    /// End after so many events
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// End after so long
+    #[arg(long, value_name = "TIME", value_parser = ValueParser::new(filter::duration))]
+    pub(crate) duration: Option<Duration>,
+    /// Exit with 3 if events were lost
+    #[arg(long)]
+    pub(crate) strict: bool,
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TopSort {
+    /// Bytes a second, both ways
+    #[default]
+    Bytes,
+    /// Bytes sent a second
+    Sent,
+    /// Bytes received a second
+    Received,
+    /// Packets a second, both ways
+    Packets,
+    /// Retransmitted segments
+    Retransmits,
+    /// Name
+    Name,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = TOP_EXAMPLES)]
+pub(crate) struct TopArgs {
+    /// Order of the owners
+    #[arg(long, value_enum, default_value_t = TopSort::Bytes)]
+    pub(crate) sort: TopSort,
+    /// Time between refreshes, 100ms to 1h
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = ValueParser::new(filter::interval))]
+    pub(crate) interval: Duration,
+    /// End after so many refreshes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    #[command(flatten)]
+    pub(crate) filter: FilterArgs,
+}
+
+fn interface(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control()) {
+        return Err(
+            "the name of an interface (eth0), or a pattern with * and ? (eth*), is needed".to_owned(),
+        );
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn target_can_stand_before_and_after_the_verb() {
+        for line in ["orb8 --agent n1:1 flows", "orb8 flows --agent n1:1"] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(cli.target.agent.unwrap().to_string(), "n1:1");
+        }
+    }
+}

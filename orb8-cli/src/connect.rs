@@ -1,0 +1,284 @@
+//! Finding who answers: the agent that was named, an agent on this machine, or an agent in this process.
+
+use std::{env, fmt, str::FromStr, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use orb8_proto::v1::{GetAgentStatusRequest, orbit_service_client::OrbitServiceClient};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{
+    args::TargetArgs,
+    exit::Usage,
+    standalone::{Standalone, StandaloneOptions},
+    terminal,
+};
+
+/// The protocol's client.
+pub(crate) type Client = OrbitServiceClient<Channel>;
+
+/// Port of an agent, where none is given.
+const PORT: u16 = 9090;
+/// Where an agent is looked for when none is named.
+const LOCAL: &str = "127.0.0.1:9090";
+/// How long the look takes at most.
+const LOCAL_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long connecting to a named agent takes at most.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Largest message that is taken from an agent: bounds memory.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// `HOST:PORT` of an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AgentAddress(String);
+
+impl fmt::Display for AgentAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for AgentAddress {
+    type Err = String;
+
+    /// `HOST`, `HOST:PORT`, `[IPV6]:PORT` or a bare IPv6 address; `http://` in front is allowed.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = || "HOST:PORT (node1:9090, 10.0.0.5:9090, [fd00::1]:9090) is needed".to_owned();
+        let bare = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+        if let Ok(ip) = bare.parse::<std::net::Ipv6Addr>() {
+            return Ok(Self(format!("[{ip}]:{PORT}")));
+        }
+        let (host, port) = match bare.rsplit_once(':') {
+            Some((host, port)) if !bare.ends_with(']') => {
+                let port = port
+                    .parse::<u16>()
+                    .ok()
+                    .filter(|port| *port != 0)
+                    .ok_or_else(expected)?;
+                (host, port)
+            }
+            _ => (bare, PORT),
+        };
+        let valid = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(ip) => ip.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => {
+                !host.is_empty()
+                    && host
+                        .chars()
+                        .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+            }
+        };
+        if valid {
+            Ok(Self(format!("{host}:{port}")))
+        } else {
+            Err(expected())
+        }
+    }
+}
+
+/// Who is to answer, before trying.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Target {
+    Agent(AgentAddress),
+    Standalone,
+    /// An agent on this machine if there is one, else standalone.
+    Any,
+}
+
+/// What was typed and what the environment says, in this order.
+fn target(args: &TargetArgs, environment: Option<&str>) -> Result<Target, Usage> {
+    let environment = environment.filter(|value| !value.is_empty());
+    if args.standalone {
+        return Ok(Target::Standalone);
+    }
+    let agent = match (&args.agent, environment) {
+        (Some(agent), _) => Some(agent.clone()),
+        (None, Some(value)) => Some(value.parse().map_err(|expected| {
+            Usage(format!(
+                "invalid value '{value}' in the environment variable ORB8_AGENT: {expected}"
+            ))
+        })?),
+        (None, None) => None,
+    };
+    match agent {
+        Some(agent) if !args.interface.is_empty() => Err(Usage(format!(
+            "--interface is for --standalone; which interfaces the agent at {agent} observes is its own setting"
+        ))),
+        Some(agent) => Ok(Target::Agent(agent)),
+        None if !args.interface.is_empty() => Ok(Target::Standalone),
+        None => Ok(Target::Any),
+    }
+}
+
+/// A connection to who answers.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// Ready to be asked.
+    pub(crate) client: Client,
+    /// Who it is, for titles.
+    pub(crate) name: String,
+    standalone: Option<Standalone>,
+}
+
+impl Session {
+    /// Finds who answers, as `args` and `ORB8_AGENT` say.
+    ///
+    /// # Errors
+    /// If nobody does: what was tried, and what to do.
+    pub(crate) async fn open(args: &TargetArgs) -> anyhow::Result<Self> {
+        match target(args, env::var("ORB8_AGENT").ok().as_deref())? {
+            Target::Agent(address) => Self::with_agent(&address).await,
+            Target::Standalone => Self::standalone(args).await,
+            Target::Any => {
+                if let Some(session) = Self::local().await {
+                    terminal::say(&format!("orb8: using the agent at {LOCAL} (--standalone: not)"));
+                    return Ok(session);
+                }
+                Self::standalone(args).await
+            }
+        }
+    }
+
+    /// Whether the probes were loaded by this command: history begins now.
+    pub(crate) const fn is_standalone(&self) -> bool {
+        self.standalone.is_some()
+    }
+
+    /// Detaches the probes, if this command loaded them.
+    ///
+    /// # Errors
+    /// If something of ours may still be attached.
+    pub(crate) async fn stop(self) -> anyhow::Result<()> {
+        match self.standalone {
+            Some(standalone) => standalone.stop().await.context("detaching the probes"),
+            None => Ok(()),
+        }
+    }
+
+    fn new(channel: Channel, name: String, standalone: Option<Standalone>) -> Self {
+        let client = OrbitServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        Self {
+            client,
+            name,
+            standalone,
+        }
+    }
+
+    async fn with_agent(address: &AgentAddress) -> anyhow::Result<Self> {
+        let channel = endpoint(&address.0)?.connect_timeout(CONNECT_TIMEOUT).connect().await.map_err(|error| {
+            anyhow!(
+                "no agent answers at {address}: {}. Start one there (`sudo orb8-agent`; it listens on loopback \
+                 unless told otherwise), check the address, or load the probes here: `sudo orb8 --standalone …`",
+                innermost(&error)
+            )
+        })?;
+        Ok(Self::new(channel, address.to_string(), None))
+    }
+
+    /// The agent of this machine, if there is one that answers at once.
+    async fn local() -> Option<Self> {
+        let attempt = async {
+            let channel = endpoint(LOCAL).ok()?.connect().await.ok()?;
+            let mut session = Self::new(channel, LOCAL.to_owned(), None);
+            session
+                .client
+                .get_agent_status(GetAgentStatusRequest {})
+                .await
+                .ok()?;
+            Some(session)
+        };
+        tokio::time::timeout(LOCAL_TIMEOUT, attempt).await.ok().flatten()
+    }
+
+    async fn standalone(args: &TargetArgs) -> anyhow::Result<Self> {
+        let options = StandaloneOptions {
+            interfaces: args.interface.clone(),
+        };
+        let standalone = Standalone::start(&options).await?;
+        Ok(Self::new(
+            standalone.channel(),
+            "standalone".to_owned(),
+            Some(standalone),
+        ))
+    }
+}
+
+fn endpoint(address: &str) -> anyhow::Result<Endpoint> {
+    Ok(Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| Usage(format!("invalid agent address '{address}': {error}")))?
+        // A stream of events may be silent for long; that the agent is gone must show all the same.
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .user_agent(concat!("orb8/", env!("CARGO_PKG_VERSION")))?)
+}
+
+/// The cause of a transport error that says something: tonic's own is "transport error".
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        for (typed, meant) in [
+            ("node1", "node1:9090"),
+            ("node1:1", "node1:1"),
+            ("http://10.0.0.5:9090/", "10.0.0.5:9090"),
+            ("[::1]:80", "[::1]:80"),
+            ("[::1]", "[::1]:9090"),
+            ("fd00::1", "[fd00::1]:9090"),
+        ] {
+            assert_eq!(typed.parse::<AgentAddress>().unwrap().0, meant);
+        }
+        for bad in ["", ":1", "a:0", "a:x", "a b:1", "[x]:1", "https://a:1", "a:99999"] {
+            assert!(bad.parse::<AgentAddress>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn flags_beat_the_environment() {
+        let flags = |line: &str| {
+            use clap::Parser as _;
+            crate::args::Cli::try_parse_from(format!("orb8 {line}status").split(' '))
+                .unwrap()
+                .target
+        };
+        let agent = |text: &str| Target::Agent(text.parse().unwrap());
+        assert_eq!(target(&flags(""), None).unwrap(), Target::Any);
+        assert_eq!(target(&flags(""), Some("")).unwrap(), Target::Any);
+        assert_eq!(target(&flags(""), Some("e:1")).unwrap(), agent("e:1"));
+        assert_eq!(target(&flags("--agent a:1 "), Some("e:1")).unwrap(), agent("a:1"));
+        assert_eq!(
+            target(&flags("--standalone "), Some("e:1")).unwrap(),
+            Target::Standalone
+        );
+        assert_eq!(
+            target(&flags("--interface eth0 "), None).unwrap(),
+            Target::Standalone
+        );
+        assert!(target(&flags("--agent a:1 --interface eth0 "), None).is_err());
+        assert!(
+            target(&flags(""), Some("a b"))
+                .unwrap_err()
+                .to_string()
+                .contains("ORB8_AGENT")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(text in "\\PC*") {
+            if let Ok(address) = text.parse::<AgentAddress>() {
+                prop_assert!(endpoint(&address.0).is_ok());
+            }
+        }
+    }
+}

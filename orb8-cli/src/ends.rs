@@ -1,0 +1,292 @@
+//! The two ends of a flow: which is the reporter's own, and what each is called.
+
+use orb8_proto::v1::{Direction, Endpoint, EndpointKind, Flow, Reporter, observation_point::Point};
+
+use crate::names;
+
+/// Digits of a container's id that are shown.
+const CONTAINER_DIGITS: usize = 12;
+
+/// Whether the reporter's own end sent the flow.
+pub(crate) fn sent(flow: &Flow) -> bool {
+    match (flow.direction(), flow.reporter()) {
+        (Direction::Egress, _) => true,
+        (Direction::Ingress, _) => false,
+        (Direction::Unspecified, reporter) => reporter != Reporter::Destination,
+    }
+}
+
+/// The end whose interface or socket reported the flow, if it has one.
+pub(crate) const fn own(flow: &Flow, sent: bool) -> Option<&Endpoint> {
+    if sent {
+        flow.src.as_ref()
+    } else {
+        flow.dst.as_ref()
+    }
+}
+
+/// The other end.
+pub(crate) const fn peer(flow: &Flow, sent: bool) -> Option<&Endpoint> {
+    own(flow, !sent)
+}
+
+/// Name of the reporter's own end: owner, else where it was counted, else its address.
+pub(crate) fn own_name(flow: &Flow) -> String {
+    let own = own(flow, sent(flow));
+    own.and_then(name)
+        .or_else(|| point(flow))
+        .or_else(|| own.map(|own| own.ip.clone()))
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "(unknown)".to_owned())
+}
+
+/// Name of the other end: owner, else address.
+pub(crate) fn peer_name(flow: &Flow) -> String {
+    if flow.remainder {
+        return "(no room)".to_owned();
+    }
+    peer(flow, sent(flow))
+        .and_then(|peer| name(peer).or_else(|| (!peer.ip.is_empty()).then(|| peer.ip.clone())))
+        .unwrap_or_else(|| {
+            if flow.ip_version == 0 {
+                "(not IP)".to_owned()
+            } else {
+                "(unknown)".to_owned()
+            }
+        })
+}
+
+/// The shortest name of an end's owner that tells it from others, if it has any.
+pub(crate) fn name(end: &Endpoint) -> Option<String> {
+    if !end.pod.is_empty() {
+        return Some(if end.namespace.is_empty() {
+            end.pod.clone()
+        } else {
+            format!("{}/{}", end.namespace, end.pod)
+        });
+    }
+    let container = end.container.get(..CONTAINER_DIGITS).unwrap_or(&end.container);
+    let known = [
+        &end.workload,
+        container,
+        &end.unit,
+        &end.process,
+        &end.netns,
+        &end.cgroup,
+    ]
+    .into_iter()
+    .find(|name| !name.is_empty());
+    known.map(str::to_owned).or_else(|| match end.kind() {
+        EndpointKind::Host => Some("(host)".to_owned()),
+        EndpointKind::Node if !end.ip.is_empty() => Some(format!("node {}", end.ip)),
+        _ => None,
+    })
+}
+
+/// Where the flow was counted.
+fn point(flow: &Flow) -> Option<String> {
+    match flow.point.as_ref()?.point.as_ref()? {
+        Point::Interface(name) if name.is_empty() => None,
+        Point::Interface(name) => Some(format!("dev {name}")),
+        Point::CgroupId(id) => Some(format!("cgroup {id}")),
+    }
+}
+
+/// `10.0.0.5:443`, `[fd00::1]:443`, or the address alone; empty if unknown.
+pub(crate) fn socket(end: Option<&Endpoint>, ports: bool) -> String {
+    match end {
+        Some(end) if !ports || end.port == 0 => end.ip.clone(),
+        Some(end) if end.ip.contains(':') => format!("[{}]:{}", end.ip, end.port),
+        Some(end) => format!("{}:{}", end.ip, end.port),
+        None => String::new(),
+    }
+}
+
+/// Whether the flow's ports are ports.
+pub(crate) const fn has_ports(flow: &Flow) -> bool {
+    flow.ip_version != 0 && !names::is_icmp(flow.protocol)
+}
+
+/// What the flow is about: `:443 https`, `:53/udp domain`, `ICMP echo`, `ARP`, `:9000-9001`…
+pub(crate) fn service(flow: &Flow) -> String {
+    if flow.remainder {
+        return "remainder".to_owned();
+    }
+    if flow.ip_version == 0 {
+        return match flow.ethertype {
+            0 => "not IP".to_owned(),
+            ethertype => names::ethertype(ethertype).into_owned(),
+        };
+    }
+    let protocol = names::protocol(flow.protocol);
+    if names::is_icmp(flow.protocol) {
+        let kind = flow.icmp_type.and_then(|kind| names::icmp(flow.protocol, kind));
+        return match (kind, flow.icmp_type) {
+            (Some(kind), _) => format!("{protocol} {kind}"),
+            (None, Some(kind)) => format!("{protocol} type {kind}"),
+            (None, None) => protocol.into_owned(),
+        };
+    }
+    if flow.malformed {
+        return format!("{protocol} malformed");
+    }
+    if flow.fragment {
+        return format!("{protocol} fragment");
+    }
+    let Some(port) = service_port(flow) else {
+        return if protocol.parse::<u32>().is_ok() {
+            format!("IP proto {protocol}")
+        } else {
+            protocol.into_owned()
+        };
+    };
+    let suffix = if flow.protocol == names::TCP {
+        String::new()
+    } else {
+        format!("/{}", protocol.to_ascii_lowercase())
+    };
+    match names::service(port) {
+        Some(name) => format!(":{port}{suffix} {name}"),
+        None => format!(":{port}{suffix}"),
+    }
+}
+
+/// The serving end's port: where a lone SYN goes, else the port that is known to serve, else the lower one.
+fn service_port(flow: &Flow) -> Option<u32> {
+    let src = flow.src.as_ref().map_or(0, |end| end.port);
+    let dst = flow.dst.as_ref().map_or(0, |end| end.port);
+    let lone_syn = flow.protocol == names::TCP && flow.tcp_flags & 0x12 == 0x02;
+    let port = match (src, dst) {
+        (0, 0) => return None,
+        (0, port) | (port, 0) => port,
+        _ if lone_syn => dst,
+        _ => match (names::service(src), names::service(dst)) {
+            (Some(_), None) => src,
+            (None, Some(_)) => dst,
+            _ => src.min(dst),
+        },
+    };
+    Some(port)
+}
+
+#[cfg(test)]
+mod tests {
+    use orb8_proto::v1::ObservationPoint;
+
+    use super::*;
+
+    fn end(port: u32) -> Endpoint {
+        Endpoint {
+            ip: "10.0.0.1".into(),
+            port,
+            ..Endpoint::default()
+        }
+    }
+
+    fn tcp(src: u32, dst: u32, tcp_flags: u32) -> Flow {
+        Flow {
+            ip_version: 4,
+            protocol: 6,
+            src: Some(end(src)),
+            dst: Some(end(dst)),
+            tcp_flags,
+            ..Flow::default()
+        }
+    }
+
+    #[test]
+    fn own_end_follows_the_direction() {
+        let mut flow = tcp(1, 2, 0);
+        flow.set_direction(Direction::Ingress);
+        assert_eq!(own(&flow, sent(&flow)).unwrap().port, 2);
+        flow.set_direction(Direction::Unspecified);
+        flow.set_reporter(Reporter::Destination);
+        assert_eq!(own(&flow, sent(&flow)).unwrap().port, 2);
+    }
+
+    #[test]
+    fn names_of_owners() {
+        let id = "0123456789abcdef";
+        let container = Endpoint {
+            container: id.into(),
+            unit: "u.service".into(),
+            ..Endpoint::default()
+        };
+        assert_eq!(name(&container).unwrap(), "0123456789ab");
+        let pod = Endpoint {
+            namespace: "shop".into(),
+            pod: "cart".into(),
+            ..container
+        };
+        assert_eq!(name(&pod).unwrap(), "shop/cart");
+        assert_eq!(name(&end(1)), None);
+        // A name that is no ASCII may not be cut within a character.
+        let odd = Endpoint {
+            container: "ääääääääääää".into(),
+            ..Endpoint::default()
+        };
+        assert!(name(&odd).is_some());
+    }
+
+    #[test]
+    fn a_remainder_is_named_by_its_point() {
+        let point = Some(ObservationPoint {
+            point: Some(Point::Interface("veth1".into())),
+            ifindex: 3,
+        });
+        let flow = Flow {
+            remainder: true,
+            point,
+            ..Flow::default()
+        };
+        assert_eq!(
+            (own_name(&flow).as_str(), peer_name(&flow).as_str()),
+            ("dev veth1", "(no room)")
+        );
+    }
+
+    #[test]
+    fn services() {
+        assert_eq!(service(&tcp(50000, 443, 0x1b)), ":443 https");
+        assert_eq!(service(&tcp(443, 50000, 0x1b)), ":443 https");
+        assert_eq!(service(&tcp(1024, 40000, 0x02)), ":40000");
+        let udp = Flow {
+            protocol: 17,
+            ..tcp(50000, 53, 0)
+        };
+        assert_eq!(service(&udp), ":53/udp domain");
+        let icmp = Flow {
+            ip_version: 6,
+            protocol: 58,
+            icmp_type: Some(128),
+            ..Flow::default()
+        };
+        assert_eq!(service(&icmp), "ICMPv6 echo");
+        assert_eq!(
+            service(&Flow {
+                ethertype: 0x806,
+                ..Flow::default()
+            }),
+            "ARP"
+        );
+        assert_eq!(
+            service(&Flow {
+                ip_version: 4,
+                protocol: 47,
+                ..Flow::default()
+            }),
+            "IP proto 47"
+        );
+        assert_eq!(
+            socket(
+                Some(&Endpoint {
+                    ip: "::1".into(),
+                    port: 1,
+                    ..Endpoint::default()
+                }),
+                true
+            ),
+            "[::1]:1"
+        );
+    }
+}

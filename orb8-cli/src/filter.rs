@@ -1,0 +1,264 @@
+//! From flags to the protocol's query: pure functions. All filtering is the agent's work.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
+
+use ipnet::IpNet;
+use orb8_proto::v1::{Direction, FlowFilter, FlowQuery, FlowSort};
+use prost_types::Timestamp;
+
+use crate::{
+    args::{DirectionArg, FilterArgs, SortArg},
+    exit::Usage,
+    names, timestamp,
+};
+
+/// A point in time as typed: an age, which is resolved at each query, or a time.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Time {
+    Age(Duration),
+    At(Timestamp),
+}
+
+impl Time {
+    fn resolve(&self, now: SystemTime) -> Timestamp {
+        match self {
+            Self::Age(age) => timestamp::of(now.checked_sub(*age).unwrap_or(SystemTime::UNIX_EPOCH)),
+            Self::At(time) => *time,
+        }
+    }
+}
+
+/// An address or network, as the agent expects it: IPv4-mapped addresses as IPv4, no bits beyond the prefix.
+pub(crate) fn address(text: &str) -> Result<String, String> {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Ok(ip.to_canonical().to_string());
+    }
+    if let Ok(network) = text.parse::<IpNet>() {
+        return Ok(network.trunc().to_string());
+    }
+    Err("an IPv4 or IPv6 address (10.0.0.5) or CIDR (10.0.0.0/8, fd00::/8) is needed".to_owned())
+}
+
+/// A protocol's number, by name or number.
+pub(crate) fn protocol(text: &str) -> Result<u32, String> {
+    names::protocol_number(text)
+        .ok_or_else(|| "allowed are tcp, udp, icmp, icmpv6, sctp, or a number from 0 to 255".to_owned())
+}
+
+/// An age such as `2m`, or a time such as `2026-01-02T03:04:05Z`.
+pub(crate) fn time(text: &str) -> Result<Time, String> {
+    if let Ok(age) = humantime::parse_duration(text) {
+        return Ok(Time::Age(age));
+    }
+    if let Ok(at) = text.parse::<jiff::Timestamp>() {
+        let mut time = Timestamp {
+            seconds: at.as_second(),
+            nanos: at.subsec_nanosecond(),
+        };
+        time.normalize();
+        return Ok(Time::At(time));
+    }
+    Err("an age (90s, 2m, 1h30m) or a time (2026-01-02T03:04:05Z) is needed".to_owned())
+}
+
+/// A duration above zero.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration)
+            if duration >= Duration::from_millis(1) && duration <= Duration::from_hours(24 * 365) =>
+        {
+            Ok(duration)
+        }
+        _ => Err("a time from 1ms to 1year (500ms, 10s, 2m) is needed".to_owned()),
+    }
+}
+
+/// The time between refreshes.
+pub(crate) fn interval(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(interval) if (Duration::from_millis(100)..=Duration::from_hours(1)).contains(&interval) => {
+            Ok(interval)
+        }
+        _ => Err("a time from 100ms to 1h (500ms, 1s, 1m) is needed".to_owned()),
+    }
+}
+
+/// The filter's message.
+pub(crate) fn flow_filter(args: &FilterArgs) -> FlowFilter {
+    FlowFilter {
+        namespaces: args.namespace.clone(),
+        pods: args.pod.clone(),
+        owners: args.owner.clone(),
+        addresses: args.ip.clone(),
+        ports: args.port.iter().copied().map(u32::from).collect(),
+        protocols: args.protocol.clone(),
+        direction: match args.direction {
+            None => Direction::Unspecified,
+            Some(DirectionArg::In) => Direction::Ingress,
+            Some(DirectionArg::Out) => Direction::Egress,
+        }
+        .into(),
+    }
+}
+
+/// The query's message, with ages counted from `now`.
+///
+/// # Errors
+/// If the span is empty.
+pub(crate) fn flow_query(
+    filter: &FilterArgs,
+    since: Option<&Time>,
+    until: Option<&Time>,
+    sort: SortArg,
+    limit: u32,
+    now: SystemTime,
+) -> Result<FlowQuery, Usage> {
+    let since = since.map(|time| time.resolve(now));
+    let until = until.map(|time| time.resolve(now));
+    if let (Some(since), Some(until)) = (&since, &until)
+        && !timestamp::is_after(until, since)
+    {
+        return Err(Usage(format!(
+            "--since ({}) must be before --until ({})",
+            timestamp::date_clock(Some(since)),
+            timestamp::date_clock(Some(until)),
+        )));
+    }
+    let sort = match sort {
+        SortArg::Bytes => FlowSort::Bytes,
+        SortArg::Packets => FlowSort::Packets,
+        SortArg::Last => FlowSort::Last,
+        SortArg::First => FlowSort::First,
+        SortArg::Rtt => FlowSort::Rtt,
+        SortArg::Retransmits => FlowSort::Retransmits,
+    };
+    Ok(FlowQuery {
+        filter: Some(flow_filter(filter)),
+        since,
+        until,
+        limit,
+        sort: sort.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn query(line: &str) -> Result<FlowQuery, Usage> {
+        let Command::Flows(args) = Cli::try_parse_from(line.split(' ')).unwrap().command else {
+            unreachable!("the line is a flows command")
+        };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let (since, until) = (args.since.as_ref(), args.until.as_ref());
+        flow_query(
+            &args.filter,
+            since,
+            until,
+            args.sort,
+            args.limit.unwrap_or(50),
+            now,
+        )
+    }
+
+    #[test]
+    fn all_flags_make_exactly_this_query() {
+        let line = "orb8 flows --owner nginx.service --owner curl --namespace a,b --pod p --ip 10.1.2.3/8,::ffff:1.2.3.4 \
+                    --port 80,443 --protocol tcp,47 --direction out --since 2m --until 1970-01-01T00:16:00.5Z \
+                    --sort rtt --limit 7";
+        assert_eq!(
+            query(line).unwrap(),
+            FlowQuery {
+                filter: Some(FlowFilter {
+                    namespaces: vec!["a".into(), "b".into()],
+                    pods: vec!["p".into()],
+                    owners: vec!["nginx.service".into(), "curl".into()],
+                    addresses: vec!["10.0.0.0/8".into(), "1.2.3.4".into()],
+                    ports: vec![80, 443],
+                    protocols: vec![6, 47],
+                    direction: 2,
+                }),
+                since: Some(Timestamp {
+                    seconds: 880,
+                    nanos: 0
+                }),
+                until: Some(Timestamp {
+                    seconds: 960,
+                    nanos: 500_000_000
+                }),
+                limit: 7,
+                sort: 4,
+            }
+        );
+    }
+
+    #[test]
+    fn no_flags_ask_for_everything() {
+        let all = FlowQuery {
+            filter: Some(FlowFilter::default()),
+            limit: 50,
+            ..FlowQuery::default()
+        };
+        assert_eq!(query("orb8 flows").unwrap(), all);
+        let ingress = query("orb8 flows --direction ingress").unwrap().filter.unwrap();
+        assert_eq!(ingress.direction(), Direction::Ingress);
+    }
+
+    #[test]
+    fn an_empty_span_is_refused() {
+        assert!(
+            query("orb8 flows --since 1m --until 2m")
+                .unwrap_err()
+                .to_string()
+                .contains("before --until")
+        );
+    }
+
+    #[test]
+    fn bad_values_are_refused_with_what_is_allowed() {
+        for (line, expected) in [
+            ("orb8 flows --ip 10.0.0.300", "CIDR"),
+            ("orb8 flows --port 0", "1..=65535"),
+            ("orb8 flows --protocol tpc", "tcp, udp"),
+            ("orb8 flows --since yesterday", "2m"),
+            ("orb8 flows --direction up", "possible values: in, out"),
+            ("orb8 flows --watch --interval 1ms", "100ms to 1h"),
+            ("orb8 flows --interval 2s", "--watch"),
+            ("orb8 flows --owner=", "--owner"),
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+            let text = error.to_string();
+            assert!(text.contains(expected), "{line}: {text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parsers_never_panic(text in "\\PC*") {
+            let _ = (address(&text), protocol(&text), time(&text), duration(&text), interval(&text));
+        }
+
+        #[test]
+        fn times_and_ages_never_panic(seconds in any::<u64>(), now in 0_u64..1 << 40) {
+            if let Ok(time) = time(&format!("{seconds}s")) {
+                time.resolve(SystemTime::UNIX_EPOCH + Duration::from_secs(now));
+            }
+        }
+
+        #[test]
+        fn canonical_addresses_stay(ip in any::<IpAddr>(), prefix in 0_u8..=32) {
+            let once = address(&ip.to_string()).unwrap();
+            prop_assert_eq!(address(&once).unwrap(), once);
+            let network = address(&format!("{ip}/{prefix}")).unwrap();
+            prop_assert_eq!(address(&network).unwrap(), network);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Numbers for people: short, of bounded width, never rounded to a unit too small.
+
+/// Bytes in binary units, at most 8 characters: `0 B`, `999 B`, `1.5 KiB`, `1023 MiB`.
+pub(crate) fn bytes(bytes: u64) -> String {
+    scaled(
+        bytes,
+        1024,
+        &[" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"],
+    )
+}
+
+/// A count in decimal units, at most 5 characters: `999`, `1.5k`, `12k`, `3.0M`.
+pub(crate) fn count(count: u64) -> String {
+    scaled(count, 1000, &["", "k", "M", "G", "T", "P", "E"])
+}
+
+fn scaled(value: u64, base: u64, units: &[&str]) -> String {
+    let mut unit = 0;
+    let mut divisor = 1_u64;
+    while unit + 1 < units.len() && value / divisor >= base {
+        divisor *= base;
+        unit += 1;
+    }
+    let whole = value / divisor;
+    // Cut, not rounded: 1023.99 KiB must not become 1024 KiB.
+    let tenth = u128::from(value % divisor) * 10 / u128::from(divisor);
+    if unit == 0 || whole >= 10 {
+        format!("{whole}{}", units[unit])
+    } else {
+        format!("{whole}.{tenth}{}", units[unit])
+    }
+}
+
+/// Microseconds, at most 6 characters: `210µs`, `1.5ms`, `12ms`, `3.0s`, `4294s`.
+pub(crate) fn micros(us: u32, utf8: bool) -> String {
+    match us {
+        0..1000 => format!("{us}{}", if utf8 { "µs" } else { "us" }),
+        1000..10_000 => format!("{}.{}ms", us / 1000, us % 1000 / 100),
+        10_000..1_000_000 => format!("{}ms", us / 1000),
+        1_000_000..10_000_000 => format!("{}.{}s", us / 1_000_000, us % 1_000_000 / 100_000),
+        _ => format!("{}s", us / 1_000_000),
+    }
+}
+
+/// A rate in bytes a second: `1.5 MiB/s`.
+pub(crate) fn byte_rate(rate: f64) -> String {
+    format!("{}/s", bytes(whole(rate)))
+}
+
+/// A rate in counts a second, without a unit.
+pub(crate) fn rate(rate: f64) -> String {
+    count(whole(rate))
+}
+
+fn whole(rate: f64) -> u64 {
+    // Saturates; NaN is 0.
+    rate.round() as u64
+}
+
+/// Seconds: `0.5 s`, `12 s`, `3 min 4 s`, `2 h 5 min`, `3 d 2 h`.
+pub(crate) fn seconds(seconds: f64) -> String {
+    if seconds < 10.0 {
+        let tenths = (seconds.max(0.0) * 10.0).round() as u64;
+        return if tenths.is_multiple_of(10) {
+            format!("{} s", tenths / 10)
+        } else {
+            format!("{}.{} s", tenths / 10, tenths % 10)
+        };
+    }
+    let s = seconds.round() as u64;
+    match s {
+        0..60 => format!("{s} s"),
+        60..3600 => two(s / 60, "min", s % 60, "s"),
+        3600..86_400 => two(s / 3600, "h", s % 3600 / 60, "min"),
+        _ => two(s / 86_400, "d", s % 86_400 / 3600, "h"),
+    }
+}
+
+fn two(large: u64, large_unit: &str, small: u64, small_unit: &str) -> String {
+    if small == 0 {
+        format!("{large} {large_unit}")
+    } else {
+        format!("{large} {large_unit} {small} {small_unit}")
+    }
+}
+
+/// `1 flow`, `2 flows`, `1.5k flows`.
+pub(crate) fn counted(n: u64, one: &str, many: &str) -> String {
+    format!("{} {}", count(n), if n == 1 { one } else { many })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn examples() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1024), "1.0 KiB");
+        assert_eq!(bytes(1_048_575), "1023 KiB");
+        assert_eq!(bytes(u64::MAX), "15 EiB");
+        assert_eq!(count(999), "999");
+        assert_eq!(count(1500), "1.5k");
+        assert_eq!(count(999_999), "999k");
+        assert_eq!(micros(210, true), "210µs");
+        assert_eq!(micros(1500, false), "1.5ms");
+        assert_eq!(micros(u32::MAX, true), "4294s");
+        assert_eq!(seconds(5.0), "5 s");
+        assert_eq!(seconds(0.25), "0.3 s");
+        assert_eq!(seconds(65.0), "1 min 5 s");
+        assert_eq!(seconds(7200.0), "2 h");
+        assert_eq!(counted(1, "flow", "flows"), "1 flow");
+        assert_eq!(byte_rate(f64::NAN), "0 B/s");
+    }
+
+    proptest! {
+        #[test]
+        fn widths_are_bounded(value in any::<u64>(), us in any::<u32>()) {
+            prop_assert!(bytes(value).len() <= 8);
+            prop_assert!(count(value).len() <= 4);
+            prop_assert!(micros(us, false).len() <= 6);
+        }
+
+        /// What is shown is at most the value, and within 10 % of it.
+        #[test]
+        fn close_to_the_value(value in any::<u64>()) {
+            let shown = bytes(value);
+            let (number, unit) = shown.split_once(' ').unwrap();
+            let power = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"].iter().position(|u| *u == unit).unwrap();
+            let shown = number.parse::<f64>().unwrap() * 1024_f64.powi(i32::try_from(power).unwrap());
+            prop_assert!(shown <= value as f64 * 1.000_001 && shown >= value as f64 * 0.9);
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! An agent inside this process, for as long as one command runs.
+
+use std::fs;
+
+use anyhow::bail;
+use tonic::transport::Channel;
+
+/// What the probes of one command observe.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StandaloneOptions {
+    /// Names or patterns of interfaces that are observed beside the workloads' own.
+    pub(crate) interfaces: Vec<String>,
+}
+
+/// A running agent of this process. [`Standalone::stop`] detaches its probes.
+#[derive(Debug)]
+pub(crate) struct Standalone {
+    channel: Channel,
+}
+
+impl Standalone {
+    /// Loads and attaches the probes.
+    ///
+    /// # Errors
+    /// Without the capabilities, or if the kernel refuses.
+    pub(crate) async fn start(options: &StandaloneOptions) -> anyhow::Result<Self> {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        if !may_load(effective_capabilities(&status)) {
+            bail!(
+                "no agent was found at 127.0.0.1:9090 or named by --agent, and loading the probes here needs root \
+                 or CAP_BPF+CAP_PERFMON+CAP_NET_ADMIN: try `sudo orb8 flows`, or --agent HOST:PORT"
+            );
+        }
+        // WIRE: orb8_agent::Agent::start(settings with options.interfaces).
+        let _ = &options.interfaces;
+        bail!("this build has no agent inside")
+    }
+
+    /// A connection to the agent, in memory.
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Drains and detaches.
+    ///
+    /// # Errors
+    /// If something may still be attached.
+    pub(crate) async fn stop(self) -> anyhow::Result<()> {
+        Ok(())
+    }
+}
+
+const CAP_NET_ADMIN: u64 = 1 << 12;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+const CAP_PERFMON: u64 = 1 << 38;
+const CAP_BPF: u64 = 1 << 39;
+
+/// Whether a process with these capabilities (capabilities(7)) may load and attach the probes.
+const fn may_load(capabilities: u64) -> bool {
+    let bpf = CAP_BPF | CAP_PERFMON;
+    capabilities & CAP_NET_ADMIN != 0 && (capabilities & CAP_SYS_ADMIN != 0 || capabilities & bpf == bpf)
+}
+
+/// The mask in the `CapEff` line of /proc/self/status; none if there is no such line.
+fn effective_capabilities(status: &str) -> u64 {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_that_suffice() {
+        assert!(may_load(effective_capabilities(
+            "Name:\torb8\nCapEff:\t000001ffffffffff\n"
+        )));
+        assert!(may_load(CAP_NET_ADMIN | CAP_BPF | CAP_PERFMON));
+        assert!(!may_load(CAP_NET_ADMIN | CAP_BPF));
+        assert!(!may_load(CAP_SYS_ADMIN));
+        assert!(!may_load(effective_capabilities("CapEff:\tzz\n")));
+    }
+}

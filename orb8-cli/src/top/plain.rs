@@ -1,0 +1,50 @@
+//! `top` where there is no terminal: a table a refresh.
+
+use super::{model::Model, view::sparkline};
+use crate::{
+    humanise,
+    ledger::Losses,
+    render::{
+        footer,
+        table::{Cell, Column, Table},
+    },
+    terminal::Style,
+    timestamp,
+};
+
+/// Owners by rate, below the time until which they were counted.
+pub(crate) fn render(model: &Model, style: &Style) -> String {
+    let mut table = Table::new([
+        Column::name("OWNER", 10),
+        Column::number("SENT/s"),
+        Column::number("RECV/s"),
+        Column::number("PKT/s"),
+        Column::number("RTT"),
+        Column::number("RETX"),
+        Column::text("LAST MINUTE"),
+    ]);
+    for (name, rates) in model.owners() {
+        table.row([
+            Cell::new(name),
+            Cell::new(humanise::bytes(rates.sent as u64)),
+            Cell::new(humanise::bytes(rates.received as u64)),
+            Cell::new(humanise::rate(rates.packets)),
+            Cell::new(
+                rates
+                    .rtt_us
+                    .map(|us| humanise::micros(us, style.utf8))
+                    .unwrap_or_default(),
+            ),
+            Cell::new(humanise::count(rates.retransmits)),
+            Cell::new(sparkline(&rates.history, 12, style.utf8).trim_start()),
+        ]);
+    }
+    let unknown = Losses::of_answer(None);
+    format!(
+        "--- {} ({})\n{}{}",
+        timestamp::date_clock(model.to.as_ref()),
+        humanise::seconds(model.seconds),
+        table.render(Some(style.width), style),
+        footer::losses(model.losses.as_ref().unwrap_or(&unknown), style),
+    )
+}

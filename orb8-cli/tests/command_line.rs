@@ -1,0 +1,376 @@
+//! The command as users run it, against an agent that speaks the real protocol.
+
+#![allow(clippy::unwrap_used, unreachable_pub, missing_docs, reason = "a test")]
+
+#[path = "support/fake_agent.rs"]
+mod fake_agent;
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use fake_agent::{Story, serve, serve_at};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use orb8_proto::v1::{FlowFilter, FlowSort};
+
+fn orb8(agent: &str, line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_orb8"));
+    command
+        .args(line.split(' ').filter(|word| !word.is_empty()))
+        .env("ORB8_AGENT", agent)
+        .env("LC_ALL", "C.UTF-8")
+        .env_remove("NO_COLOR")
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(agent: &str, line: &str) -> (Option<i32>, String, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = orb8(agent, line).output().unwrap();
+    (
+        status.code(),
+        String::from_utf8(stdout).unwrap(),
+        String::from_utf8(stderr).unwrap(),
+    )
+}
+
+fn spawn(agent: &str, line: &str) -> Child {
+    orb8(agent, line)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn ends_within(child: &mut Child, limit: Duration) -> Option<i32> {
+    let start = Instant::now();
+    while start.elapsed() < limit {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    panic!("still running after {limit:?}");
+}
+
+/// Help texts, tables, JSON, CSV, errors and exit codes, word for word. `TRYCMD=overwrite` writes them anew.
+#[test]
+fn golden() {
+    let (clean, _) = serve(Story::Clean);
+    let (lossy, _) = serve(Story::Lossy);
+    for (agent, cases) in [(clean, "tests/cmd/*.trycmd"), (lossy, "tests/cmd/lossy/*.trycmd")] {
+        let tests = trycmd::TestCases::new();
+        tests
+            .env("ORB8_AGENT", agent.to_string())
+            .env("LC_ALL", "C.UTF-8")
+            .env("COLUMNS", "100")
+            .insert_var("[AGENT]", agent.to_string())
+            .unwrap()
+            .case(cases);
+        tests.run();
+    }
+}
+
+#[test]
+fn filters_run_in_the_agent() {
+    let (agent, asked) = serve(Story::Clean);
+    let agent = agent.to_string();
+    let filters =
+        "--owner nginx --namespace a --pod p --ip 10.0.0.0/8 --port 443 --protocol tcp --direction in";
+    let (code, ..) = run(&agent, &format!("flows -o json --limit 3 --sort rtt {filters}"));
+    assert_eq!(code, Some(0));
+    let expected = FlowFilter {
+        namespaces: vec!["a".into()],
+        pods: vec!["p".into()],
+        owners: vec!["nginx".into()],
+        addresses: vec!["10.0.0.0/8".into()],
+        ports: vec![443],
+        protocols: vec![6],
+        direction: 1,
+    };
+    let query = asked.flows.lock().unwrap().pop().unwrap();
+    assert_eq!(
+        (query.filter.as_ref(), query.limit, query.sort()),
+        (Some(&expected), 3, FlowSort::Rtt)
+    );
+    let (code, ..) = run(&agent, &format!("trace network --count 1 {filters}"));
+    assert_eq!(code, Some(0));
+    assert_eq!(
+        asked.events.lock().unwrap().pop().unwrap().network,
+        Some(expected)
+    );
+}
+
+#[test]
+fn watch_prints_each_interval_once() {
+    let (agent, asked) = serve(Story::Ticking);
+    let (code, stdout, _) = run(
+        &agent.to_string(),
+        "flows -o json --watch --interval 100ms --count 3 --protocol udp",
+    );
+    assert_eq!(
+        (code, stdout.lines().count()),
+        (Some(0), 3),
+        "one UDP flow an interval"
+    );
+    let queries = asked.flows.lock().unwrap().clone();
+    let since: Vec<i64> = queries
+        .iter()
+        .skip(1)
+        .map(|query| query.since.unwrap().seconds)
+        .collect();
+    assert_eq!(
+        since,
+        [since[0], since[0] + 1, since[0] + 2],
+        "each begins where the one before ended"
+    );
+    let (code, stdout, _) = run(&agent.to_string(), "flows --watch --interval 100ms --count 2");
+    assert_eq!(code, Some(0));
+    assert_eq!(
+        stdout
+            .lines()
+            .filter(|line| line.starts_with("--- 2026-01-02 03:04:"))
+            .count(),
+        2,
+        "{stdout}"
+    );
+    assert!(!stdout.contains('\x1b'));
+}
+
+#[test]
+fn csv_has_one_header_however_often_it_is_refreshed() {
+    let (agent, _) = serve(Story::Ticking);
+    let (_, stdout, _) = run(
+        &agent.to_string(),
+        "flows -o csv --watch --interval 100ms --count 2 --protocol udp",
+    );
+    assert_eq!(stdout.lines().count(), 3);
+    let mut reader = csv::Reader::from_reader(stdout.as_bytes());
+    assert_eq!(
+        reader
+            .records()
+            .filter(|record| &record.as_ref().unwrap()[3] == "UDP")
+            .count(),
+        2
+    );
+}
+
+#[test]
+fn losses_are_told_and_strict_makes_them_an_exit_code() {
+    let (clean, _) = serve(Story::Clean);
+    let (lossy, _) = serve(Story::Lossy);
+    let (clean, lossy) = (clean.to_string(), lossy.to_string());
+    for line in [
+        "flows --strict",
+        "flows -o json --strict",
+        "status --strict",
+        "trace network --count 5 --strict",
+    ] {
+        assert_eq!(run(&clean, line).0, Some(0), "{line}");
+        let (code, stdout, stderr) = run(&lossy, line);
+        assert_eq!(code, Some(3), "{line}");
+        assert!(format!("{stdout}{stderr}").contains("lost"), "{line}");
+    }
+    let (code, stdout, stderr) = run(&lossy, "flows -o json");
+    assert_eq!(code, Some(0));
+    assert!(
+        stdout
+            .lines()
+            .all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok())
+    );
+    assert!(
+        stderr.contains("network/flow_map lost 77 of 27437 packets"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn an_answer_that_breaks_off_is_a_failure() {
+    let (agent, _) = serve(Story::Broken);
+    let (code, _, stderr) = run(&agent.to_string(), "flows");
+    assert_eq!(code, Some(1));
+    assert!(
+        stderr.contains("went away before its answer was complete (shutting down)"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn nobody_at_the_address_says_what_to_do() {
+    // Bound and closed again: nobody listens there.
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let (code, _, stderr) = run(&free.to_string(), "status");
+    assert_eq!(code, Some(1));
+    for expected in [
+        &*free.to_string(),
+        "Connection refused",
+        "orb8-agent",
+        "--standalone",
+    ] {
+        assert!(stderr.contains(expected), "{expected} in {stderr}");
+    }
+}
+
+#[test]
+fn closed_pipes_are_no_failure() {
+    let (agent, _) = serve(Story::Live);
+    let agent = agent.to_string();
+    for line in [
+        "flows -o json",
+        "flows -o json --watch --interval 100ms",
+        "trace network",
+        "trace network -o json",
+        "top --interval 100ms",
+    ] {
+        let mut child = spawn(&agent, line);
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut String::new()).unwrap();
+        drop(stdout);
+        assert_eq!(ends_within(&mut child, Duration::from_secs(5)), Some(0), "{line}");
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert!(
+            !stderr.contains("error") && !stderr.contains("panic"),
+            "{line}: {stderr}"
+        );
+    }
+}
+
+#[test]
+fn trace_ends_with_its_pipe_even_while_nothing_happens() {
+    let (agent, _) = serve(Story::Clean);
+    let mut child = spawn(&agent.to_string(), "trace network");
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    for _ in 0..5 {
+        stdout.read_line(&mut String::new()).unwrap();
+    }
+    drop(stdout);
+    assert_eq!(ends_within(&mut child, Duration::from_secs(5)), Some(0));
+}
+
+#[test]
+fn signals_end_what_runs_on_with_success() {
+    let (agent, _) = serve(Story::Live);
+    let agent = agent.to_string();
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        for line in [
+            "trace network",
+            "flows --watch --interval 100ms",
+            "top --interval 100ms",
+        ] {
+            let mut child = spawn(&agent, line);
+            let mut stdout = BufReader::new(child.stdout.take().unwrap());
+            stdout.read_line(&mut String::new()).unwrap();
+            kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+            // Nobody reads on: the pipe may be full, and the signal must be heard all the same.
+            assert_eq!(
+                ends_within(&mut child, Duration::from_secs(5)),
+                Some(0),
+                "{signal} {line}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_duration_ends_a_trace_and_a_watch() {
+    let (agent, _) = serve(Story::Live);
+    let agent = agent.to_string();
+    for line in [
+        "trace network --duration 300ms",
+        "flows --watch --interval 100ms --duration 300ms",
+    ] {
+        let start = Instant::now();
+        assert_eq!(run(&agent, line).0, Some(0), "{line}");
+        assert!(start.elapsed() >= Duration::from_millis(300), "{line}");
+    }
+    let (code, stdout, stderr) = run(&agent, "flows --duration 200ms");
+    assert_eq!(code, Some(0));
+    assert!(
+        stdout.contains("nginx.service") && stderr.contains("observing for 0.2 s"),
+        "{stderr}"
+    );
+}
+
+/// Under script(1), stdout is a terminal.
+#[test]
+fn colours_only_on_a_terminal_and_without_no_color() {
+    let (agent, _) = serve(Story::Lossy);
+    let on_terminal = |no_color: Option<&str>| {
+        let mut command = Command::new("script");
+        command.args(["-qec", concat!(env!("CARGO_BIN_EXE_orb8"), " flows"), "/dev/null"]);
+        command
+            .env("ORB8_AGENT", agent.to_string())
+            .env("LC_ALL", "C.UTF-8")
+            .env("TERM", "xterm");
+        match no_color {
+            Some(value) => command.env("NO_COLOR", value),
+            None => command.env_remove("NO_COLOR"),
+        };
+        match command.stdin(Stdio::null()).output() {
+            Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+            Err(error) => panic!("script(1), of util-linux, is needed: {error}"),
+        }
+    };
+    assert!(on_terminal(None).contains("\x1b[31m! network/flow_map lost"));
+    let plain = on_terminal(Some("1"));
+    assert!(
+        plain.contains("! network/flow_map lost") && !plain.contains('\x1b'),
+        "{plain:?}"
+    );
+    // A process that is called like an escape sequence changes no colour.
+    assert!(plain.contains("pi?[31mng??"));
+}
+
+#[test]
+fn completions_and_man_pages_are_complete() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let (code, stdout, _) = run("", &format!("completions {shell}"));
+        assert!(code == Some(0) && stdout.contains("strict"), "{shell}");
+    }
+    let dir = std::env::temp_dir().join(format!("orb8-man-{}", std::process::id()));
+    assert_eq!(run("", &format!("man --dir {}", dir.display())).0, Some(0));
+    for page in [
+        "orb8.1",
+        "orb8-flows.1",
+        "orb8-trace-network.1",
+        "orb8-top.1",
+        "orb8-doctor.1",
+    ] {
+        assert!(
+            std::fs::read_to_string(dir.join(page)).unwrap().contains(".TH"),
+            "{page}"
+        );
+    }
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// The agent of this machine is found by itself. Only where nobody has the port already.
+#[test]
+fn a_local_agent_is_found() {
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], 9090));
+    if std::net::TcpListener::bind(address).is_err() {
+        eprintln!("skipped: port 9090 is taken");
+        return;
+    }
+    serve_at(Story::Clean, address);
+    let (code, stdout, stderr) = run("", "status");
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(
+        stdout.contains("6.18.0") && stderr.contains("using the agent at 127.0.0.1:9090"),
+        "{stderr}"
+    );
+}

@@ -1,0 +1,487 @@
+//! An agent that speaks the real protocol and tells made-up flows, the same ones each time.
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use orb8_proto::v1::{
+    AgentStatus, Attribution, Check, Direction, Endpoint, EndpointKind, EventLoss, Flow, FlowBatch,
+    FlowQuery, FlowSummary, GetAgentStatusRequest, InterfaceStatus, LedgerRow, Limit, NetworkEvent,
+    NetworkEventKind, ObservationPoint, ProgramStatus, QueryFlowsResponse, Reporter, Setting, State,
+    StreamEventsRequest, StreamEventsResponse, Verdict,
+    observation_point::Point,
+    orbit_service_server::{OrbitService, OrbitServiceServer},
+    query_flows_response::Part,
+    stream_events_response::Event,
+};
+use prost_types::Timestamp;
+use tokio_stream::{Stream, StreamExt as _, wrappers::TcpListenerStream};
+use tonic::{Request, Response, Status};
+
+/// 2026-01-02T03:04:05Z
+const START: i64 = 1_767_323_045;
+
+/// What the agent tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Story {
+    /// Nothing lost, time stands still.
+    Clean,
+    /// Some was lost.
+    Lossy,
+    /// Each query is a second later than the one before.
+    Ticking,
+    /// As the clock runs, with rates that change: for looking at `top`.
+    Live,
+    /// Answers break off.
+    Broken,
+}
+
+/// What was asked.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    pub flows: Arc<Mutex<Vec<FlowQuery>>>,
+    pub events: Arc<Mutex<Vec<StreamEventsRequest>>>,
+}
+
+#[derive(Debug)]
+struct FakeAgent {
+    story: Story,
+    asked: Asked,
+    clock: AtomicI64,
+}
+
+/// Serves on a free port of the loopback until the process ends; gives its address.
+pub fn serve(story: Story) -> (SocketAddr, Asked) {
+    serve_at(story, SocketAddr::from(([127, 0, 0, 1], 0)))
+}
+
+/// The same at an address of choice.
+pub fn serve_at(story: Story, address: SocketAddr) -> (SocketAddr, Asked) {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let asked = Asked::default();
+    let agent = FakeAgent {
+        story,
+        asked: asked.clone(),
+        clock: AtomicI64::new(START),
+    };
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+            sender.send(listener.local_addr().unwrap()).unwrap();
+            tonic::transport::Server::builder()
+                .add_service(OrbitServiceServer::new(agent))
+                .serve_with_incoming(TcpListenerStream::new(listener))
+                .await
+                .unwrap();
+        });
+    });
+    (receiver.recv().unwrap(), asked)
+}
+
+fn at(seconds: i64, nanos: i32) -> Option<Timestamp> {
+    Some(Timestamp { seconds, nanos })
+}
+
+fn end(ip: &str, port: u32, kind: EndpointKind, attribution: Attribution) -> Endpoint {
+    Endpoint {
+        ip: ip.into(),
+        port,
+        kind: kind.into(),
+        attribution: attribution.into(),
+        ..Endpoint::default()
+    }
+}
+
+/// One flow of each kind that must look right.
+pub fn flows(to: i64) -> Vec<Flow> {
+    use {Attribution as A, EndpointKind as K};
+    let cgroup = |id| {
+        Some(ObservationPoint {
+            point: Some(Point::CgroupId(id)),
+            ifindex: 0,
+        })
+    };
+    let interface = |name: &str, ifindex| {
+        Some(ObservationPoint {
+            point: Some(Point::Interface(name.into())),
+            ifindex,
+        })
+    };
+    let nginx = Endpoint {
+        unit: "nginx.service".into(),
+        process: "nginx".into(),
+        pid: 812,
+        cgroup: "/system.slice/nginx.service".into(),
+        ..end("192.0.2.10", 443, K::Process, A::Cgroup)
+    };
+    let client = end("198.51.100.7", 51034, K::External, A::Unknown);
+    let served = Flow {
+        node: "n1".into(),
+        reporter: Reporter::Source.into(),
+        direction: Direction::Egress.into(),
+        ip_version: 4,
+        protocol: 6,
+        src: Some(nginx.clone()),
+        dst: Some(client.clone()),
+        packets: 18_250,
+        bytes: 25_600_000,
+        wire_bytes: 25_600_000,
+        frames: 1200,
+        frame_bytes: 25_100_000,
+        tcp_flags: 0x1a,
+        rtt_us: Some(12_400),
+        retransmits: Some(7),
+        first: at(to - 5, 123_456_789),
+        last: at(to - 1, 1),
+        point: cgroup(4711),
+        ..Flow::default()
+    };
+    let asked = Flow {
+        reporter: Reporter::Destination.into(),
+        direction: Direction::Ingress.into(),
+        src: Some(client),
+        dst: Some(nginx),
+        packets: 9100,
+        bytes: 410_000,
+        wire_bytes: 410_000,
+        retransmits: None,
+        tcp_flags: 0x1b,
+        ..served.clone()
+    };
+    let container = Endpoint {
+        container: "4f1d0c9e8b7a6f5e4d3c2b1a09f8e7d6c5b4a39281706f5e4d3c2b1a09f8e7d6".into(),
+        process: "app".into(),
+        netns: "blue".into(),
+        ..end("fd00:10::5", 40_112, K::Process, A::Veth)
+    };
+    let dns = Flow {
+        protocol: 17,
+        ip_version: 6,
+        src: Some(container.clone()),
+        dst: Some(end("fd00:10::1", 53, K::Host, A::HostIp)),
+        packets: 2,
+        bytes: 152,
+        wire_bytes: 180,
+        frames: 2,
+        frame_bytes: 180,
+        tcp_flags: 0,
+        rtt_us: None,
+        retransmits: None,
+        point: interface("veth1a2b", 12),
+        ..served.clone()
+    };
+    let refused = Flow {
+        protocol: 6,
+        dst: Some(end("fd00:20::9", 5432, K::External, A::Unknown)),
+        packets: 1,
+        bytes: 80,
+        wire_bytes: 94,
+        frames: 1,
+        frame_bytes: 94,
+        tcp_flags: 0x02,
+        failed_connects: 1,
+        connect_us: Some(180),
+        ..dns.clone()
+    };
+    let ping = Flow {
+        ip_version: 4,
+        protocol: 1,
+        src: Some(Endpoint {
+            process: "pi\x1b[31mng\u{202e}\n".into(),
+            pid: 99,
+            ..end("192.0.2.10", 0, K::Process, A::Socket)
+        }),
+        dst: Some(end("203.0.113.1", 0, K::External, A::Unknown)),
+        icmp_type: Some(8),
+        icmp_code: Some(0),
+        packets: 4,
+        bytes: 336,
+        wire_bytes: 336,
+        frames: 4,
+        frame_bytes: 336,
+        tcp_flags: 0,
+        failed_connects: 0,
+        connect_us: None,
+        point: cgroup(42),
+        ..dns.clone()
+    };
+    let arp = Flow {
+        node: "n1".into(),
+        direction: Direction::Ingress.into(),
+        ethertype: 0x806,
+        packets: 3,
+        frames: 3,
+        wire_bytes: 126,
+        frame_bytes: 126,
+        first: at(to - 5, 0),
+        last: at(to - 4, 0),
+        point: interface("veth1a2b", 12),
+        ..Flow::default()
+    };
+    let remainder = Flow {
+        ethertype: 0,
+        remainder: true,
+        packets: 77,
+        bytes: 7000,
+        ..arp.clone()
+    };
+    vec![served, asked, remainder, ping, dns, refused, arp]
+}
+
+fn ledger(story: Story) -> Vec<LedgerRow> {
+    let row = |stage: &str, unit: &str, seen, lost| LedgerRow {
+        family: "network".into(),
+        stage: stage.into(),
+        unit: unit.into(),
+        seen,
+        counted: seen - lost - 10,
+        filtered: 10,
+        lost,
+        ..LedgerRow::default()
+    };
+    let mut rows = vec![
+        row("probe", "packets", 27_447, 0),
+        row("flow_map", "packets", 27_437, 0),
+    ];
+    if story == Story::Lossy {
+        rows[1] = LedgerRow {
+            lost_bytes: 7000,
+            advice: "flow detail only, totals are exact; raise ORB8_FLOW_ENTRIES".into(),
+            ..row("flow_map", "packets", 27_437, 77)
+        };
+    }
+    rows
+}
+
+impl FakeAgent {
+    fn now(&self) -> i64 {
+        match self.story {
+            Story::Ticking => self.clock.fetch_add(1, Ordering::Relaxed),
+            Story::Live => {
+                let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+                i64::try_from(since.as_secs()).unwrap()
+            }
+            Story::Clean | Story::Lossy | Story::Broken => START,
+        }
+    }
+
+    fn told(&self, now: i64) -> Vec<Flow> {
+        let mut flows = flows(now);
+        if self.story == Story::Live {
+            for n in 0..40_u32 {
+                let wave = u64::try_from(now).unwrap() * u64::from(n + 3) % 17;
+                let template = flows[0].clone();
+                flows.push(Flow {
+                    src: Some(Endpoint {
+                        unit: format!("worker-{n}.service"),
+                        ..template.src.clone().unwrap_or_default()
+                    }),
+                    bytes: wave * 100_000,
+                    packets: wave * 90,
+                    retransmits: Some(u64::from(n % 7 == 0)),
+                    ..template
+                });
+            }
+        }
+        flows
+    }
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl OrbitService for FakeAgent {
+    type QueryFlowsStream = Answers<QueryFlowsResponse>;
+    type StreamEventsStream = Answers<StreamEventsResponse>;
+
+    async fn query_flows(
+        &self,
+        request: Request<FlowQuery>,
+    ) -> Result<Response<Self::QueryFlowsStream>, Status> {
+        let query = request.into_inner();
+        self.asked.flows.lock().unwrap().push(query.clone());
+        let filter = query.filter.unwrap_or_default();
+        if filter.owners.iter().any(|owner| owner == "refuse") {
+            return Err(Status::invalid_argument("owner 'refuse' is not to my liking"));
+        }
+        let now = self.now();
+        let mut flows = self.told(now);
+        flows.retain(|flow| filter.protocols.is_empty() || filter.protocols.contains(&flow.protocol));
+        let summary = FlowSummary {
+            node: "n1".into(),
+            from: query.since.or_else(|| at(now - 5, 0)),
+            to: at(now, 0),
+            matched_flows: flows.len() as u64,
+            matched_packets: flows.iter().map(|flow| flow.packets).sum(),
+            matched_bytes: flows.iter().map(|flow| flow.bytes).sum(),
+            ledger: ledger(self.story),
+            notes: if self.story == Story::Lossy {
+                vec!["history begins at 03:04:00".into()]
+            } else {
+                Vec::new()
+            },
+        };
+        if query.limit > 0 {
+            flows.truncate(query.limit as usize);
+        }
+        let mut parts: Vec<_> = flows
+            .chunks(2)
+            .map(|flows| {
+                Ok(QueryFlowsResponse {
+                    part: Some(Part::Batch(FlowBatch {
+                        flows: flows.to_vec(),
+                    })),
+                })
+            })
+            .collect();
+        if self.story == Story::Broken {
+            parts.truncate(1);
+            parts.push(Err(Status::unavailable("shutting down")));
+        } else {
+            parts.push(Ok(QueryFlowsResponse {
+                part: Some(Part::Summary(summary)),
+            }));
+        }
+        Ok(Response::new(Box::pin(tokio_stream::iter(parts))))
+    }
+
+    async fn get_agent_status(
+        &self,
+        _: Request<GetAgentStatusRequest>,
+    ) -> Result<Response<AgentStatus>, Status> {
+        let program = |name: &str, state: State, reason: &str| ProgramStatus {
+            family: "network".into(),
+            name: name.into(),
+            state: state.into(),
+            reason: reason.into(),
+            attachments: u32::from(state == State::Active),
+            run_count: 1000,
+            run_time_ns: 78_000,
+        };
+        Ok(Response::new(AgentStatus {
+            version: "0.1.0".into(),
+            node: "n1".into(),
+            started: at(START - 3700, 0),
+            uptime: Some(prost_types::Duration {
+                seconds: 3700,
+                nanos: 500_000_000,
+            }),
+            kernel: "6.18.0".into(),
+            programs: vec![
+                program("classify", State::Active, ""),
+                program("sock_ops", State::Off, "no cgroup2 mount was found"),
+            ],
+            interfaces: vec![InterfaceStatus {
+                ifindex: 12,
+                name: "veth1a2b".into(),
+                state: State::Active.into(),
+                mechanism: "tcx".into(),
+                role: "workload".into(),
+                owner: "4f1d0c9e8b7a".into(),
+                interface_rx: 1205,
+                interface_tx: 900,
+                seen_rx: 1203,
+                seen_tx: 900,
+                bypassed: 2,
+                ..InterfaceStatus::default()
+            }],
+            ledger: ledger(self.story),
+            limits: vec![Limit {
+                name: "flow map".into(),
+                unit: "entries".into(),
+                used: 7,
+                max: 131_072,
+                turned_away: 0,
+                setting: "ORB8_FLOW_ENTRIES".into(),
+            }],
+            checks: vec![
+                Check {
+                    name: "kernel".into(),
+                    verdict: Verdict::Ok.into(),
+                    found: "6.18".into(),
+                    advice: String::new(),
+                },
+                Check {
+                    name: "cgroup2".into(),
+                    verdict: Verdict::Degraded.into(),
+                    found: "not mounted".into(),
+                    advice: "mount -t cgroup2 none /sys/fs/cgroup/unified".into(),
+                },
+            ],
+            flows_active: 7,
+            rss_bytes: 14 << 20,
+            map_bytes: 21 << 20,
+            cpu: Some(prost_types::Duration {
+                seconds: 2,
+                nanos: 250_000_000,
+            }),
+            history_from: at(START - 300, 0),
+            settings: vec![Setting {
+                name: "interval".into(),
+                value: "1s".into(),
+                source: "default".into(),
+            }],
+        }))
+    }
+
+    async fn stream_events(
+        &self,
+        request: Request<StreamEventsRequest>,
+    ) -> Result<Response<Self::StreamEventsStream>, Status> {
+        self.asked.events.lock().unwrap().push(request.into_inner());
+        let event = |seconds, kind: NetworkEventKind, weight, flow| {
+            Event::Network(NetworkEvent {
+                time: at(seconds, 250_000_000),
+                kind: kind.into(),
+                flow: Some(flow),
+                weight,
+            })
+        };
+        let mut all = flows(START).into_iter().map(|flow| Flow {
+            packets: 1,
+            bytes: 60,
+            ..flow
+        });
+        let (served, asked) = (all.next().unwrap(), all.next().unwrap());
+        let mut rest = all.skip(1);
+        let (ping, dns) = (rest.next().unwrap(), rest.next().unwrap());
+        let mut events = vec![
+            event(START, NetworkEventKind::Syn, 1, asked),
+            event(START, NetworkEventKind::SynAck, 1, served.clone()),
+            event(START + 1, NetworkEventKind::NewFlow, 8, dns),
+            event(START + 1, NetworkEventKind::NewFlow, 1, ping),
+            event(START + 2, NetworkEventKind::Rst, 1, served),
+        ];
+        if self.story == Story::Lossy {
+            events.insert(
+                1,
+                Event::Loss(EventLoss {
+                    ring: 3,
+                    stream: 0,
+                    sampled: 21,
+                }),
+            );
+        }
+        let events: Vec<_> = events
+            .into_iter()
+            .map(|event| Ok(StreamEventsResponse { event: Some(event) }))
+            .collect();
+        let first = tokio_stream::iter(events.clone());
+        if self.story == Story::Live {
+            let again = tokio_stream::iter(events.into_iter().cycle()).throttle(Duration::from_millis(100));
+            return Ok(Response::new(Box::pin(first.chain(again))));
+        }
+        // Silence, until the client goes.
+        Ok(Response::new(Box::pin(first.chain(tokio_stream::pending()))))
+    }
+}
