@@ -39,7 +39,8 @@ pub enum Role {
     Uplink,
 }
 
-/// The interface's own 64-bit counters (`struct rtnl_link_stats64`). Bytes include the link-layer header.
+/// The interface's own 64-bit counters (`struct rtnl_link_stats64`). Bytes include the link-layer header,
+/// except those of a loopback interface (`loopback_xmit` counts behind it).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Counters {
     /// Packets received; a super-packet (GRO) is one.
