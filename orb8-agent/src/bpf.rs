@@ -1,8 +1,12 @@
-//! The little of bpf(2) that orb8 needs beside aya: asking the kernel what it can do, by trying it.
+//! The little of bpf(2) that orb8 needs beside aya: asking the kernel what it can do, by trying it; draining maps in
+//! batches; tcx links by interface index.
 //!
 //! Constants and layouts are those of `include/uapi/linux/bpf.h`.
 
+pub mod batch;
+pub mod fd_info;
 pub mod instruction;
+pub mod link;
 
 use std::{
     io,

@@ -10,6 +10,7 @@ pub mod v1 {
         clippy::all,
         clippy::pedantic,
         clippy::allow_attributes_without_reason,
+        clippy::allow_attributes_without_reason,
         reason = "generated code; documentation is in the .proto files"
     )]
     tonic::include_proto!("orb8.v1");

@@ -47,7 +47,7 @@ struct Amount {
 
 /// Counts `packet` on its flow at `point`.
 ///
-/// `tgid` is asked only where the flow is new in this epoch. Returns nothing: what cannot be counted is in the
+/// `tgid` is asked only where the flow is new in this epoch, or has an event. Returns nothing: what cannot be counted is in the
 /// ledger.
 #[inline(always)]
 pub(crate) fn account(
@@ -56,7 +56,7 @@ pub(crate) fn account(
     point: u64,
     kind: u8,
     stats: *mut HookStats,
-    tgid: impl FnOnce() -> u32,
+    tgid: impl Fn() -> u32,
 ) {
     let Some(control) = maps::CONTROL.get_ptr(0) else { return };
     // SAFETY: a map value; user space writes each field as one word.
@@ -111,7 +111,11 @@ pub(crate) fn account(
         } else {
             event::SYN
         };
-        events::send(&packet.key, kind, amount.tcp_flags, packet.l3_bytes, amount.now);
+        if amount.tgid == 0 {
+            amount.tgid = tgid();
+        }
+        let kind = events::kind_and_flags(kind, amount.tcp_flags);
+        events::send(&packet.key, kind, packet.l3_bytes, amount.tgid, amount.now);
     }
 }
 
@@ -168,7 +172,7 @@ fn enter_into(
     };
     match insert_or_add(flows, key, &first, amount) {
         Entered::New => {
-            events::new_flow(key, control, amount.tcp_flags, amount.bytes as u32, amount.now);
+            events::new_flow(key, control, amount.tcp_flags, amount.bytes as u32, amount.tgid, amount.now);
             return;
         }
         Entered::Added => return,

@@ -18,9 +18,15 @@ const IDLE: u64 = 60;
 /// Low bits of a [`maps::RECENT`] slot: the time. The rest is the flow's hash.
 const TIME_MASK: u64 = (1 << 24) - 1;
 
+/// An event's kind and its packet's TCP flags, in one argument: a function in the kernel has at most five.
+#[inline(always)]
+pub(crate) const fn kind_and_flags(kind: u8, tcp_flags: u8) -> u32 {
+    (kind as u32) << 8 | tcp_flags as u32
+}
+
 /// Tells of a flow that has just been entered into the epoch's map, unless it was there a short time ago.
 #[inline(always)]
-pub(crate) fn new_flow(key: &FlowKey, control: &Control, tcp_flags: u8, bytes: u32, now: u64) {
+pub(crate) fn new_flow(key: &FlowKey, control: &Control, tcp_flags: u8, bytes: u32, tgid: u32, now: u64) {
     let time = (now >> 30) & TIME_MASK;
     let hash = hash(key);
     let Some(slot) = maps::RECENT.get_ptr_mut(hash as u32 & (maps::RECENT_SLOTS - 1)) else { return };
@@ -36,7 +42,7 @@ pub(crate) fn new_flow(key: &FlowKey, control: &Control, tcp_flags: u8, bytes: u
     if key.protocol == protocol::TCP && tcp_flags & (SYN | FIN | RST) != 0 {
         return;
     }
-    send(key, event::NEW_FLOW, tcp_flags, bytes, now);
+    send(key, kind_and_flags(event::NEW_FLOW, tcp_flags), bytes, tgid, now);
 }
 
 /// Mixes all of the key (the multiply-and-rotate of FxHash; quality matters little, speed does).
@@ -54,7 +60,8 @@ fn hash(key: &FlowKey) -> u64 {
 
 /// Sends one record, or counts why not.
 #[inline(never)]
-pub(crate) fn send(key: &FlowKey, kind: u8, tcp_flags: u8, bytes: u32, now: u64) {
+pub(crate) fn send(key: &FlowKey, kind_and_flags: u32, bytes: u32, tgid: u32, now: u64) {
+    let (kind, tcp_flags) = ((kind_and_flags >> 8) as u8, kind_and_flags as u8);
     let Some(stats) = maps::STATS.get_ptr_mut(Hook::Events as u32) else { return };
     // SAFETY: this CPU's slot of a map.
     unsafe { atomic::add(&raw mut (*stats).seen, 1) };
@@ -72,7 +79,7 @@ pub(crate) fn send(key: &FlowKey, kind: u8, tcp_flags: u8, bytes: u32, now: u64)
             return;
         }
     }
-    let mut record = Event { key: *key, time_ns: now, bytes, tgid: 0, kind, tcp_flags, weight, reserved: 0 };
+    let mut record = Event { key: *key, time_ns: now, bytes, tgid, kind, tcp_flags, weight, reserved: 0 };
     // SAFETY: a ring buffer map and a record of the length given.
     let sent = unsafe {
         bpf_ringbuf_output(ring, (&raw mut record).cast(), size_of::<Event>() as u64, 0)

@@ -19,7 +19,7 @@ use aya::programs::{
 };
 
 use super::load::{ETHERNET, LoadError, NetworkPrograms, RAW};
-use crate::probe::bpf::{TcxSide, attach_tcx};
+use crate::bpf::link::{TcxSide, attach_tcx};
 
 /// How classifiers are attached to an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

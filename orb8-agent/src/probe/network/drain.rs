@@ -9,9 +9,9 @@ use std::{io, thread, time::Duration};
 use orb8_common::network::{FlowCounters, FlowKey, RemainderKey, TcpHealth, TcpKey};
 
 use super::load::{ControlMap, EpochMaps};
-use crate::probe::{
-    bpf::BatchDrain,
-    kernel_clock::{KernelClock, unix_now_ns},
+use crate::{
+    bpf::batch::BatchDrain,
+    probe::kernel_clock::{KernelClock, unix_now_ns},
 };
 
 /// Entries that one system call takes: 4096 flows are 448 KiB of buffer.

@@ -10,15 +10,17 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
     programs::{
-        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, Program, ProgramError, ProgramType,
-        SchedClassifier, SockOps,
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, Program, ProgramError, SchedClassifier, SockOps,
     },
-    sys::{BpfHelper, is_helper_supported},
 };
 use orb8_common::network::{Comm, Control, HOOKS, Hook, HookStats};
 
 use super::OBJECT;
-use crate::probe::bpf::{self, FdInfo};
+use crate::{
+    bpf::fd_info::{FdInfo, fd_info},
+    preflight::Features,
+    probe::netns_cookie::netns_cookie,
+};
 
 /// Sizes and switches of the network probe.
 #[derive(Clone, Debug)]
@@ -33,35 +35,6 @@ pub struct NetworkOptions {
     pub metrics_port: u16,
     /// Whether the agent listens on loopback only.
     pub loopback_only: bool,
-}
-
-/// What this kernel offers the programs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Variants {
-    /// `bpf_get_netns_cookie` in cgroup skb programs (Linux 6.15).
-    pub skb_netns_cookie: bool,
-    /// `bpf_get_netns_cookie` in `sock_ops` programs (Linux 5.15).
-    pub sock_ops_netns_cookie: bool,
-    /// `bpf_ktime_get_coarse_ns` (Linux 5.11).
-    pub coarse_clock: bool,
-    /// Atomic `or` (Linux 5.12).
-    pub atomic_or: bool,
-}
-
-impl Variants {
-    /// Asks the kernel, by loading tiny programs.
-    #[must_use]
-    pub fn probe() -> Self {
-        let has = |kind, helper| is_helper_supported(kind, helper).unwrap_or(false);
-        let version = aya::util::KernelVersion::current().ok();
-        Self {
-            skb_netns_cookie: has(ProgramType::CgroupSkb, BpfHelper::BPF_FUNC_get_netns_cookie),
-            sock_ops_netns_cookie: has(ProgramType::SockOps, BpfHelper::BPF_FUNC_get_netns_cookie),
-            coarse_clock: has(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_ktime_get_coarse_ns),
-            // An instruction, not a helper: there is nothing to ask for but the version.
-            atomic_or: version.is_some_and(|version| version >= aya::util::KernelVersion::new(5, 12, 0)),
-        }
-    }
 }
 
 /// Why the network probe did not load.
@@ -171,7 +144,7 @@ impl Counters {
     /// Bytes that all maps of the family occupy now.
     #[must_use]
     pub fn map_bytes(&self) -> u64 {
-        self.maps.iter().filter_map(|(_, fd)| bpf::fd_info(fd).ok()).map(|info| info.memlock).sum()
+        self.maps.iter().filter_map(|(_, fd)| fd_info(fd).ok()).map(|info| info.memlock).sum()
     }
 }
 
@@ -230,8 +203,6 @@ pub struct Network {
     pub events: EventRing,
     /// Names of processes by socket.
     pub processes: SocketProcesses,
-    /// What this kernel offers.
-    pub variants: Variants,
 }
 
 /// The event ring's reading end.
@@ -255,13 +226,12 @@ impl Network {
     ///
     /// # Errors
     /// [`LoadError`], with the end of the verifier's log where it is the verifier.
-    pub fn load(options: &NetworkOptions) -> Result<Self, LoadError> {
-        let variants = Variants::probe();
+    pub fn load(options: &NetworkOptions, features: Features) -> Result<Self, LoadError> {
         let flag = u32::from;
-        let cookie = bpf::netns_cookie().unwrap_or(0);
+        let cookie = netns_cookie().unwrap_or(0);
         let (skb_cookie, sock_ops_cookie) =
-            (flag(variants.skb_netns_cookie && cookie != 0), flag(variants.sock_ops_netns_cookie));
-        let (coarse, atomic_or) = (flag(variants.coarse_clock), flag(variants.atomic_or));
+            (flag(features.netns_cookie_in_cgroup_skb && cookie != 0), flag(features.netns_cookie_in_sock_ops));
+        let (coarse, atomic_or) = (flag(features.coarse_clock), flag(features.atomic_or));
         let (grpc, metrics) = (u32::from(options.grpc_port), u32::from(options.metrics_port));
         let loopback = flag(options.loopback_only);
         let mut ebpf = EbpfLoader::new()
@@ -312,7 +282,6 @@ impl Network {
             counters: Counters { stats: StatsMap(stats), maps },
             events,
             processes: SocketProcesses { names, tgids },
-            variants,
         })
     }
 }
@@ -402,7 +371,7 @@ impl NetworkPrograms {
             .chain(CGROUP)
             .filter_map(|name| {
                 let fd = self.ebpf.program(name)?.fd().ok()?;
-                Some((name, bpf::fd_info(fd).ok()?))
+                Some((name, fd_info(fd).ok()?))
             })
             .collect()
     }
