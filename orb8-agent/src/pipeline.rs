@@ -1,0 +1,347 @@
+//! The thread that takes epochs out of the kernel, gives flows their owners, and stores them.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    sync::{
+        Arc,
+        atomic::Ordering,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use orb8_common::network::{FlowCounters, FlowKey, Hook, RemainderKey, TcpHealth, TcpKey, kind};
+use tokio::sync::oneshot;
+use tracing::{debug, error, warn};
+
+use crate::{
+    core::{Core, Store, lock},
+    identity::{
+        Identity,
+        owner::{Owner, OwnerId},
+    },
+    probe::network::{
+        drain::{EpochDrain, EpochSink},
+        load::SocketProcesses,
+        points::Points,
+    },
+    store::{Direction, Observation, PointId},
+};
+
+/// What the pipeline is asked for.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Drain now; `done` hears when it is done. Unless `force`, a drain of the last [`FRESH`] will do.
+    Drain { done: Option<oneshot::Sender<()>>, force: bool },
+    /// Drain once more and end.
+    Stop,
+}
+
+/// An answer may be so old, for the sake of a machine that is asked all the time.
+const FRESH: Duration = Duration::from_millis(50);
+/// Records that are given their owners under one lock.
+const BATCH: usize = 1024;
+/// Entries of each of the caches in front of [`Identity`].
+const CACHE: usize = 65_536;
+/// After so long the caches are emptied, since what they say may have changed.
+const CACHE_AGE: Duration = Duration::from_secs(10);
+
+/// Takes epochs out of the kernel and stores them.
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    core: Arc<Core>,
+    drain: EpochDrain,
+    enricher: Enricher,
+    interval: Duration,
+}
+
+impl Pipeline {
+    pub(crate) fn new(core: Arc<Core>, drain: EpochDrain, processes: SocketProcesses, interval: Duration) -> Self {
+        let enricher = Enricher {
+            core: core.clone(),
+            processes,
+            caches: Caches::default(),
+            flows: Vec::with_capacity(BATCH),
+            flushed: Instant::now(),
+        };
+        Self { core, drain, enricher, interval }
+    }
+
+    /// Runs until [`Command::Stop`], or until nobody can send commands any more.
+    pub(crate) fn run(mut self, commands: &Receiver<Command>) {
+        let mut last = Instant::now();
+        lock(&self.core.store).history.begin(self.core.started_ns);
+        loop {
+            let wait = self.interval.saturating_sub(last.elapsed());
+            match commands.recv_timeout(wait) {
+                Ok(Command::Drain { done, force }) => {
+                    if force || last.elapsed() >= FRESH {
+                        last = Instant::now();
+                        self.epoch();
+                    }
+                    if let Some(done) = done {
+                        // Nobody waits any more: all the same.
+                        let _ = done.send(());
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    last = Instant::now();
+                    self.epoch();
+                }
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    self.epoch();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Ends an epoch and stores it.
+    fn epoch(&mut self) {
+        self.enricher.before();
+        let counted: u64 = [Hook::TcIngress, Hook::TcEgress, Hook::SocketIngress, Hook::SocketEgress]
+            .into_iter()
+            .filter_map(|hook| self.core.counters.hook(hook).ok())
+            .map(|stats| stats.seen - stats.filtered - stats.lost)
+            .sum();
+        let ended = self.drain.drain(&mut self.enricher);
+        self.enricher.flush();
+        match ended {
+            Ok(ended) => {
+                self.core.drains.counted_in_kernel.store(counted, Ordering::Relaxed);
+                self.enricher.commit(ended);
+            }
+            Err(error) => {
+                self.core.drains.failures.fetch_add(1, Ordering::Relaxed);
+                error!(%error, "an epoch could not be taken out of the kernel; its counts come with the next");
+            }
+        }
+    }
+}
+
+/// Gives flows their owners and stores them.
+#[derive(Debug)]
+struct Enricher {
+    core: Arc<Core>,
+    processes: SocketProcesses,
+    caches: Caches,
+    flows: Vec<(FlowKey, FlowCounters)>,
+    flushed: Instant,
+}
+
+/// Answers of [`Identity`], as ids.
+#[derive(Debug, Default)]
+struct Caches {
+    /// By cgroup and process.
+    sockets: HashMap<(u64, u32), OwnerId>,
+    /// By cgroup, protocol and local address, of sockets whose process the kernel does not know.
+    locals: HashMap<(u64, u8, [u8; 16], u16), OwnerId>,
+    /// By address.
+    peers: HashMap<[u8; 16], OwnerId>,
+    /// By cgroup: whether its sockets are in another network namespace.
+    foreign: HashMap<u64, bool>,
+}
+
+impl Caches {
+    fn clear(&mut self) {
+        self.sockets.clear();
+        self.locals.clear();
+        self.peers.clear();
+        self.foreign.clear();
+    }
+}
+
+impl Enricher {
+    /// Brings identities up to date.
+    fn before(&mut self) {
+        let core = self.core.clone();
+        let mut points = lock(&core.points);
+        let mut identity = lock(&core.identity);
+        if let Err(error) = identity.refresh() {
+            debug!(%error, "identities are not up to date");
+        }
+        let mut store = lock(&core.store);
+        let Store { history, owners } = &mut *store;
+        let stale = self.flushed.elapsed() >= CACHE_AGE;
+        if stale {
+            self.flushed = Instant::now();
+            self.caches.clear();
+            owners.retain(|id| history.names(id));
+        }
+        for point in points.iter_mut() {
+            if !point.is_present() {
+                continue;
+            }
+            let owner = identity.interface_owner(&point.interface);
+            // A name that is known is not given up for one that is not: the process may have ended before its interface.
+            if owner != point.owner && (!owner.name().is_empty() || point.owner.name().is_empty()) {
+                point.owner = owner;
+            }
+            point.owner_id = owners.intern(point.owner.clone());
+        }
+    }
+
+    /// Stores what has come.
+    fn flush(&mut self) {
+        let core = self.core.clone();
+        let mut points = lock(&core.points);
+        let mut identity = lock(&core.identity);
+        let mut store = lock(&core.store);
+        let mut drained = 0;
+        for (key, counters) in self.flows.drain(..) {
+            drained += counters.frames();
+            let mut resolver = Resolver {
+                identity: &mut identity,
+                store: &mut store,
+                points: &mut points,
+                processes: &self.processes,
+                caches: &mut self.caches,
+            };
+            if key.kind & kind::SOCKET != 0 && resolver.is_foreign(key.point) {
+                core.drains.foreign.fetch_add(counters.frames(), Ordering::Relaxed);
+                continue;
+            }
+            let (owner, direction, point) = resolver.reporter(&key, &counters);
+            let peer = resolver.peer(if direction == Direction::Egress { &key.dst } else { &key.src }, &key);
+            store.history.add_flow(&Observation { key: &key, counters: &counters, owner, peer, direction, point });
+        }
+        core.drains.drained.fetch_add(drained, Ordering::Relaxed);
+    }
+
+    fn commit(&mut self, ended: u64) {
+        let core = self.core.clone();
+        lock(&core.points).epoch_ended();
+        let mut store = lock(&core.store);
+        let Store { history, owners } = &mut *store;
+        history.commit(ended, owners);
+        history.begin(ended);
+    }
+}
+
+impl EpochSink for Enricher {
+    fn flow(&mut self, key: &FlowKey, counters: &FlowCounters) {
+        self.flows.push((*key, *counters));
+        if self.flows.len() == BATCH {
+            self.flush();
+        }
+    }
+
+    fn remainder(&mut self, key: &RemainderKey, counters: &FlowCounters) {
+        self.flush();
+        let core = self.core.clone();
+        let mut points = lock(&core.points);
+        let mut identity = lock(&core.identity);
+        let mut store = lock(&core.store);
+        core.drains.drained.fetch_add(counters.frames(), Ordering::Relaxed);
+        let at = FlowKey { point: key.point, kind: key.kind, link_len: key.link_len, ..FlowKey::default() };
+        let mut resolver = Resolver {
+            identity: &mut identity,
+            store: &mut store,
+            points: &mut points,
+            processes: &self.processes,
+            caches: &mut self.caches,
+        };
+        let (owner, direction, point) = resolver.reporter(&at, counters);
+        store.history.add_remainder(key, counters, owner, direction, point);
+    }
+
+    fn tcp(&mut self, key: &TcpKey, health: &TcpHealth) {
+        if !self.flows.is_empty() {
+            self.flush();
+        }
+        lock(&self.core.store).history.add_tcp(key, health);
+    }
+}
+
+/// Finds owners, through the caches.
+struct Resolver<'a> {
+    identity: &'a mut Identity,
+    store: &'a mut Store,
+    points: &'a mut Points,
+    processes: &'a SocketProcesses,
+    caches: &'a mut Caches,
+}
+
+impl Resolver<'_> {
+    fn reporter(&mut self, key: &FlowKey, counters: &FlowCounters) -> (OwnerId, Direction, PointId) {
+        if key.kind & kind::SOCKET != 0 {
+            return (self.socket(key, counters.tgid), Direction::of(key.kind, false), PointId::UNNAMED);
+        }
+        let ifindex = u32::try_from(key.point).unwrap_or(0);
+        let Some(point) = self.points.get_mut(ifindex) else {
+            warn!(ifindex, "packets of an interface that is not known");
+            return (OwnerId::UNKNOWN, Direction::of(key.kind, false), PointId::UNNAMED);
+        };
+        point.seen[usize::from(key.kind & kind::EGRESS != 0)] += counters.frames();
+        if point.owner_id == OwnerId::UNKNOWN {
+            point.owner_id = self.store.owners.intern(point.owner.clone());
+        }
+        let id = self.store.history.point(&point.interface.name);
+        (point.owner_id, Direction::of(key.kind, point.is_inverted()), id)
+    }
+
+    fn socket(&mut self, key: &FlowKey, tgid: u32) -> OwnerId {
+        if let Some(&id) = self.caches.sockets.get(&(key.point, tgid)) {
+            return id;
+        }
+        let (address, port) =
+            if key.kind & kind::EGRESS != 0 { (&key.src, key.sport) } else { (&key.dst, key.dport) };
+        let local = (key.point, key.protocol, *address, port);
+        if tgid == 0
+            && let Some(&id) = self.caches.locals.get(&local)
+        {
+            return id;
+        }
+        let comm = (tgid != 0).then(|| self.processes.name(tgid)).flatten().map(|comm| comm.0);
+        let owner = self.identity.socket_owner(key.point, tgid, comm, Some((key.protocol, ip(address), port)));
+        let by_cgroup = !owner.unit.is_empty() || !owner.container.is_empty();
+        let id = self.store.owners.intern(owner);
+        if tgid != 0 || by_cgroup {
+            bounded_insert(&mut self.caches.sockets, (key.point, tgid), id);
+        } else {
+            bounded_insert(&mut self.caches.locals, local, id);
+        }
+        id
+    }
+
+    fn peer(&mut self, address: &[u8; 16], key: &FlowKey) -> OwnerId {
+        if key.kind & (kind::IPV4 | kind::IPV6) == 0 {
+            return OwnerId::UNKNOWN;
+        }
+        if let Some(&id) = self.caches.peers.get(address) {
+            return id;
+        }
+        let owner = self.identity.address_owner(ip(address));
+        let id = if owner == Owner::default() { OwnerId::UNKNOWN } else { self.store.owners.intern(owner) };
+        bounded_insert(&mut self.caches.peers, *address, id);
+        id
+    }
+
+    /// Whether a cgroup's sockets are in another network namespace, and counted at its interface. Asked only of kernels
+    /// whose programs cannot tell.
+    fn is_foreign(&mut self, cgroup: u64) -> bool {
+        if !self.identity.must_tell_namespaces() {
+            return false;
+        }
+        if let Some(&foreign) = self.caches.foreign.get(&cgroup) {
+            return foreign;
+        }
+        let foreign = self.identity.is_in_other_netns(cgroup);
+        bounded_insert(&mut self.caches.foreign, cgroup, foreign);
+        foreign
+    }
+}
+
+/// Only a cache: what is asked for comes back.
+fn bounded_insert<K: std::hash::Hash + Eq, V>(cache: &mut HashMap<K, V>, key: K, value: V) {
+    if cache.len() >= CACHE {
+        cache.clear();
+    }
+    cache.insert(key, value);
+}
+
+/// IPv4-mapped addresses are IPv4 addresses.
+pub(crate) fn ip(address: &[u8; 16]) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::from(*address)).to_canonical()
+}
