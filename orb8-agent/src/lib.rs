@@ -1,8 +1,15 @@
 //! Node agent of orb8.
 //!
-//! `probe` loads and attaches the eBPF programs, `source` takes out of the kernel what they counted,
-//! `identity` knows whose an interface, a cgroup or an address is, `store` keeps recent history within bounds,
-//! `export` answers queries and scrapes.
+//! `probe` loads and attaches the eBPF programs and takes out of the kernel what they counted, `interfaces` follows
+//! network interfaces, `identity` knows whose an interface, a cgroup or an address is, `store` keeps recent history
+//! within bounds, `export` answers queries and scrapes, `settings` and `preflight` say how and whether it can run.
 
+pub mod bpf;
+pub mod export;
 pub mod identity;
+pub mod interfaces;
+mod netlink;
+pub mod preflight;
+pub mod probe;
+pub mod settings;
 pub mod store;

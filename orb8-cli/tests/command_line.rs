@@ -335,6 +335,23 @@ fn without_root_standalone_says_what_is_needed() {
     }
 }
 
+/// What is found depends on the machine; that verdict, findings and exit code agree does not.
+#[test]
+fn doctor_s_exit_code_is_its_verdict() {
+    let (code, stdout, stderr) = run("", "doctor -o json");
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let fatal = report["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .any(|check| check["verdict"] == "fatal");
+    assert_eq!(report["can_run"].as_bool(), Some(!fatal));
+    assert_eq!(code, Some(i32::from(fatal)), "{stderr}");
+    let (code, stdout, _) = run("", "doctor");
+    assert_eq!(code, Some(i32::from(fatal)));
+    assert_eq!(stdout.contains("can't run here"), fatal, "{stdout}");
+}
+
 /// Under script(1), stdout is a terminal.
 #[test]
 fn colours_only_on_a_terminal_and_without_no_color() {

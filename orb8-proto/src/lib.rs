@@ -9,6 +9,7 @@ pub mod v1 {
         missing_docs,
         clippy::all,
         clippy::pedantic,
+        clippy::allow_attributes_without_reason,
         reason = "generated code; documentation is in the .proto files"
     )]
     tonic::include_proto!("orb8.v1");

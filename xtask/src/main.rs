@@ -1,1 +1,25 @@
-fn main(){}
+//! Developer tasks of orb8: `cargo xtask --help`.
+
+mod build_ebpf;
+
+use clap::{Parser, Subcommand};
+
+/// Developer tasks of orb8.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the eBPF objects that the agent embeds.
+    BuildEbpf(build_ebpf::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().task {
+        Task::BuildEbpf(options) => build_ebpf::run(&options),
+    }
+}

@@ -1,0 +1,3 @@
+//! What leaves the agent: answers to queries and scrapes.
+
+pub mod metrics;

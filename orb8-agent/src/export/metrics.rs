@@ -1,0 +1,531 @@
+//! Prometheus metrics, in the OpenMetrics text format.
+//!
+//! All series come from one [`MetricsSnapshot`], taken when someone scrapes. Counter families are named without
+//! the `_total` that the format adds to their samples.
+
+use std::{collections::BTreeMap, fmt};
+
+use orb8_proto::v1;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, text},
+    metrics::MetricType,
+    metrics::exemplar::Exemplar,
+    registry::Registry,
+};
+
+use crate::store::{Direction, Series};
+
+/// Media type of [`encode`]'s text (OpenMetrics 1.0; readers of the older Prometheus format take it as well).
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What a scrape shows.
+#[derive(Clone, Debug, Default)]
+pub struct MetricsSnapshot {
+    /// State of the agent: programs, ledger, limits, CPU time and memory.
+    pub status: v1::AgentStatus,
+    /// Totals since the start, from [`crate::store::Totals::series`]: their bound is the bound on series here.
+    pub totals: Vec<Series>,
+    /// From [`crate::store::Totals::turned_away`].
+    pub series_turned_away: u64,
+    /// From [`crate::store::Totals::folded`].
+    pub owners_folded: u64,
+    /// Event records that did not fit into the kernel's ring buffer, since the start.
+    pub ring_drops: u64,
+    /// How full the ring buffer is, from 0 to 1.
+    pub ring_utilization: f64,
+}
+
+/// The text of a scrape. Cost: linear in series.
+///
+/// # Errors
+/// Only if a label could not be formatted, which no value of a snapshot brings about.
+pub fn encode(snapshot: MetricsSnapshot) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    // A series is some 120 bytes of text, twice.
+    let mut text = String::with_capacity(16_384 + snapshot.totals.len() * 256);
+    registry.register_collector(Box::new(Snapshot(snapshot)));
+    text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct Snapshot(MetricsSnapshot);
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        network(&self.0, &mut encoder)?;
+        ledger(&self.0.status.ledger, &mut encoder)?;
+        programs(&self.0.status.programs, &mut encoder)?;
+        limits(&self.0.status.limits, &mut encoder)?;
+        agent(&self.0.status, &mut encoder)
+    }
+}
+
+/// Samples of a family by label values. In a map, so that no two have the same labels: the format forbids it.
+type Samples<const N: usize, V> = BTreeMap<[String; N], V>;
+
+const NO_EXEMPLAR: Option<&Exemplar<[(&str, &str); 0], f64>> = None;
+
+fn counters<const N: usize, V: EncodeCounterValue>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    labels: [&'static str; N],
+    samples: &Samples<N, V>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (values, value) in samples {
+        family
+            .encode_family(&label_set(labels, values))?
+            .encode_counter(value, NO_EXEMPLAR)?;
+    }
+    Ok(())
+}
+
+fn gauges<const N: usize, V: EncodeGaugeValue>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    labels: [&'static str; N],
+    samples: &Samples<N, V>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (values, value) in samples {
+        family
+            .encode_family(&label_set(labels, values))?
+            .encode_gauge(value)?;
+    }
+    Ok(())
+}
+
+fn label_set<'a, const N: usize>(
+    labels: [&'static str; N],
+    values: &'a [String; N],
+) -> [(&'static str, &'a str); N] {
+    std::array::from_fn(|index| (labels[index], values[index].as_str()))
+}
+
+fn counter<V: EncodeCounterValue>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: &V,
+) -> fmt::Result {
+    encoder
+        .encode_descriptor(name, help, None, MetricType::Counter)?
+        .encode_counter(value, NO_EXEMPLAR)
+}
+
+fn gauge<V: EncodeGaugeValue>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: &V,
+) -> fmt::Result {
+    encoder
+        .encode_descriptor(name, help, None, MetricType::Gauge)?
+        .encode_gauge(value)
+}
+
+fn add<const N: usize>(samples: &mut Samples<N, u64>, labels: [String; N], value: u64) {
+    let sample = samples.entry(labels).or_default();
+    *sample = sample.saturating_add(value);
+}
+
+fn network(snapshot: &MetricsSnapshot, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    const LABELS: [&str; 5] = ["namespace", "pod", "owner", "direction", "protocol"];
+    let mut packets = Samples::new();
+    let mut bytes = Samples::new();
+    for series in &snapshot.totals {
+        let direction = match series.direction {
+            Direction::Ingress => "ingress",
+            Direction::Egress => "egress",
+        };
+        let labels = [
+            // No owner has a pod yet.
+            String::new(),
+            String::new(),
+            series.owner.clone(),
+            direction.to_owned(),
+            series.protocol.name().to_owned(),
+        ];
+        add(&mut packets, labels.clone(), series.packets);
+        add(&mut bytes, labels, series.bytes);
+    }
+    let help = "Layer-3 bytes by owner, direction seen from the owner, and protocol";
+    counters(encoder, "orb8_network_bytes", help, LABELS, &bytes)?;
+    let help = "Packets (wire segments) by owner, direction seen from the owner, and protocol";
+    counters(encoder, "orb8_network_packets", help, LABELS, &packets)?;
+    counter(
+        encoder,
+        "orb8_metrics_series_dropped",
+        "Times that a series, in an interval, had no room and was counted under owner other",
+        &snapshot.series_turned_away,
+    )?;
+    counter(
+        encoder,
+        "orb8_metrics_owners_folded",
+        "Quiet owners whose series were added to owner other to make room",
+        &snapshot.owners_folded,
+    )?;
+    gauge(
+        encoder,
+        "orb8_flows_active",
+        "Flows with a packet in the last interval",
+        &snapshot.status.flows_active,
+    )?;
+    counter(
+        encoder,
+        "orb8_ring_buffer_drops",
+        "Events that did not fit into the ring buffer; counts are not affected",
+        &snapshot.ring_drops,
+    )?;
+    let utilization = if snapshot.ring_utilization.is_finite() {
+        snapshot.ring_utilization.clamp(0.0, 1.0)
+    } else {
+        0.0
+    };
+    gauge(
+        encoder,
+        "orb8_ring_buffer_utilization",
+        "Share of the ring buffer in use, 0 to 1",
+        &utilization,
+    )
+}
+
+fn ledger(rows: &[v1::LedgerRow], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    type Column = fn(&v1::LedgerRow) -> u64;
+    const COLUMNS: [(&str, &str, Column); 5] = [
+        (
+            "orb8_ledger_seen",
+            "What reached a stage: seen = counted + filtered + lost",
+            |row| row.seen,
+        ),
+        ("orb8_ledger_counted", "What a stage counted", |row| row.counted),
+        (
+            "orb8_ledger_filtered",
+            "What a stage left out on purpose",
+            |row| row.filtered,
+        ),
+        ("orb8_ledger_lost", "What a stage lost", |row| row.lost),
+        (
+            "orb8_ledger_lost_bytes",
+            "Bytes that a stage lost, where it knows them",
+            |row| row.lost_bytes,
+        ),
+    ];
+    for (name, help, column) in COLUMNS {
+        let mut samples = Samples::new();
+        for row in rows {
+            let labels = [row.family.clone(), row.stage.clone(), row.unit.clone()];
+            add(&mut samples, labels, column(row));
+        }
+        counters(encoder, name, help, ["family", "stage", "unit"], &samples)?;
+    }
+    Ok(())
+}
+
+fn programs(programs: &[v1::ProgramStatus], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let mut states = Samples::new();
+    let mut attachments = Samples::new();
+    let (mut runs, mut seconds) = (Samples::new(), Samples::new());
+    for program in programs {
+        let labels = || [program.family.clone(), program.name.clone()];
+        for (state, name) in [
+            (v1::State::Active, "active"),
+            (v1::State::Off, "off"),
+            (v1::State::Failed, "failed"),
+        ] {
+            let [family, name_of_program] = labels();
+            let is = u64::from(program.state == i32::from(state));
+            add(&mut states, [family, name_of_program, name.to_owned()], is);
+        }
+        add(&mut attachments, labels(), u64::from(program.attachments));
+        // The kernel counts runs only while kernel.bpf_stats_enabled is on.
+        if program.run_count > 0 {
+            add(&mut runs, labels(), program.run_count);
+            *seconds.entry(labels()).or_insert(0.0) += program.run_time_ns as f64 / 1e9;
+        }
+    }
+    let help = "Whether a program is in this state: active, off or failed";
+    gauges(
+        encoder,
+        "orb8_probe_state",
+        help,
+        ["family", "program", "state"],
+        &states,
+    )?;
+    let help = "Places that a program is attached to";
+    gauges(
+        encoder,
+        "orb8_probe_attachments",
+        help,
+        ["family", "program"],
+        &attachments,
+    )?;
+    if !runs.is_empty() {
+        let help = "Runs of a program, while kernel.bpf_stats_enabled is on";
+        counters(encoder, "orb8_probe_runs", help, ["family", "program"], &runs)?;
+        let help = "Run time of a program, while kernel.bpf_stats_enabled is on";
+        counters(
+            encoder,
+            "orb8_probe_run_seconds",
+            help,
+            ["family", "program"],
+            &seconds,
+        )?;
+    }
+    Ok(())
+}
+
+fn limits(limits: &[v1::Limit], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let (mut used, mut max, mut turned_away) = (Samples::new(), Samples::new(), Samples::new());
+    for limit in limits {
+        let labels = || [limit.name.clone(), limit.unit.clone()];
+        add(&mut used, labels(), limit.used);
+        add(&mut max, labels(), limit.max);
+        add(&mut turned_away, labels(), limit.turned_away);
+    }
+    const LABELS: [&str; 2] = ["limit", "unit"];
+    gauges(
+        encoder,
+        "orb8_limit_used",
+        "How much of a bounded resource is in use",
+        LABELS,
+        &used,
+    )?;
+    gauges(encoder, "orb8_limit_max", "Bound of a resource", LABELS, &max)?;
+    let help = "What a bounded resource had no room for";
+    counters(encoder, "orb8_limit_turned_away", help, LABELS, &turned_away)
+}
+
+fn agent(status: &v1::AgentStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let cpu = status
+        .cpu
+        .map_or(0.0, |cpu| cpu.seconds as f64 + f64::from(cpu.nanos) / 1e9);
+    counter(encoder, "orb8_agent_cpu_seconds", "CPU time of the agent", &cpu)?;
+    gauge(
+        encoder,
+        "orb8_agent_resident_memory_bytes",
+        "Resident memory of the agent",
+        &status.rss_bytes,
+    )?;
+    gauge(
+        encoder,
+        "orb8_agent_map_memory_bytes",
+        "Kernel memory of the agent's eBPF maps",
+        &status.map_bytes,
+    )?;
+    if let Some(started) = status.started {
+        let started = started.seconds as f64 + f64::from(started.nanos) / 1e9;
+        gauge(
+            encoder,
+            "orb8_agent_start_time_seconds",
+            "When the agent started, Unix time",
+            &started,
+        )?;
+    }
+    let info = [
+        ("version", status.version.as_str()),
+        ("kernel", &status.kernel),
+        ("node", &status.node),
+    ];
+    encoder
+        .encode_descriptor(
+            "orb8_build",
+            "Version of the agent and where it runs",
+            None,
+            MetricType::Info,
+        )?
+        .encode_info(&info)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Protocol;
+    use proptest::prelude::*;
+    use std::collections::{HashMap, HashSet};
+
+    /// A strict reader of the OpenMetrics text format, as far as we use it.
+    fn parse(text: &str) -> HashMap<String, f64> {
+        let mut samples = HashMap::new();
+        let mut families = HashSet::new();
+        let mut family: Option<(String, String)> = None;
+        assert!(text.ends_with("\n# EOF\n"));
+        for line in text.trim_end_matches("# EOF\n").lines() {
+            if let Some(help) = line.strip_prefix("# HELP ") {
+                let name = help.split(' ').next().unwrap_or_default();
+                assert!(families.insert(name.to_owned()), "{name} twice");
+                assert!(!name.ends_with("_total") && !name.ends_with("_info"), "{name}");
+                family = Some((name.to_owned(), String::new()));
+            } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+                let Some((name, kind)) = kind.split_once(' ') else {
+                    panic!("{line}")
+                };
+                assert_eq!(family.as_ref().map(|(name, _)| name.as_str()), Some(name));
+                family = Some((name.to_owned(), kind.to_owned()));
+            } else {
+                let Some((name, kind)) = &family else {
+                    panic!("a sample before its family: {line}")
+                };
+                let suffix = match kind.as_str() {
+                    "counter" => "_total",
+                    "info" => "_info",
+                    _ => "",
+                };
+                let rest = line
+                    .strip_prefix(&format!("{name}{suffix}"))
+                    .unwrap_or_else(|| panic!("{line}"));
+                let value = labels(rest)
+                    .strip_prefix(' ')
+                    .and_then(|value| value.parse::<f64>().ok());
+                let value = value.unwrap_or_else(|| panic!("{line}"));
+                let series = line
+                    .rsplit_once(' ')
+                    .map(|(series, _)| series.to_owned())
+                    .unwrap_or_default();
+                assert_eq!(samples.insert(series, value), None, "{line} twice");
+            }
+        }
+        samples
+    }
+
+    /// What follows the labels.
+    fn labels(text: &str) -> &str {
+        let Some(mut rest) = text.strip_prefix('{') else {
+            return text;
+        };
+        loop {
+            if let Some(end) = rest.strip_prefix('}') {
+                return end;
+            }
+            let Some((name, value)) = rest.split_once("=\"") else {
+                panic!("{text}")
+            };
+            assert!(
+                name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'),
+                "{name}"
+            );
+            let mut escaped = false;
+            let end = value.find(|char| match (escaped, char) {
+                (true, _) => {
+                    assert!(matches!(char, '\\' | '"' | 'n'), "{text}");
+                    escaped = false;
+                    false
+                }
+                (false, '\\') => {
+                    escaped = true;
+                    false
+                }
+                (false, char) => char == '"',
+            });
+            let Some(end) = end else { panic!("{text}") };
+            rest = &value[end + 1..];
+            rest = rest.strip_prefix(',').unwrap_or(rest);
+        }
+    }
+
+    fn snapshot(owner: &str) -> MetricsSnapshot {
+        let series = |direction, packets| Series {
+            owner: owner.to_owned(),
+            direction,
+            protocol: Protocol::Tcp,
+            packets,
+            bytes: packets * 10,
+        };
+        MetricsSnapshot {
+            status: v1::AgentStatus {
+                version: "0.1.0".into(),
+                ledger: vec![
+                    v1::LedgerRow {
+                        family: "network".into(),
+                        stage: "flow_map".into(),
+                        unit: "packets".into(),
+                        seen: 10,
+                        counted: 7,
+                        filtered: 1,
+                        lost: 2,
+                        ..Default::default()
+                    };
+                    2
+                ],
+                programs: vec![v1::ProgramStatus {
+                    family: "network".into(),
+                    name: "tc_ingress".into(),
+                    state: v1::State::Active.into(),
+                    attachments: 3,
+                    run_count: 4,
+                    run_time_ns: 2_000_000_000,
+                    ..Default::default()
+                }],
+                limits: vec![v1::Limit {
+                    name: "history_flows".into(),
+                    used: 1,
+                    max: 2,
+                    ..Default::default()
+                }],
+                cpu: Some(prost_types::Duration {
+                    seconds: 1,
+                    nanos: 500_000_000,
+                }),
+                rss_bytes: 42,
+                ..Default::default()
+            },
+            totals: vec![
+                series(Direction::Egress, u64::MAX / 10),
+                series(Direction::Ingress, 5),
+            ],
+            ring_utilization: f64::NAN,
+            ..Default::default()
+        }
+    }
+
+    fn text(snapshot: MetricsSnapshot) -> String {
+        encode(snapshot).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_scrape_reads_back() {
+        let samples = parse(&text(snapshot("nginx.service")));
+        let value = |series: &str| samples.get(series).copied();
+        let labels = r#"{namespace="",pod="",owner="nginx.service",direction="ingress",protocol="TCP"}"#;
+        assert_eq!(value(&format!("orb8_network_packets_total{labels}")), Some(5.0));
+        assert_eq!(value(&format!("orb8_network_bytes_total{labels}")), Some(50.0));
+        // Rows with the same labels are one series.
+        let labels = r#"{family="network",stage="flow_map",unit="packets"}"#;
+        assert_eq!(value(&format!("orb8_ledger_seen_total{labels}")), Some(20.0));
+        assert_eq!(value(&format!("orb8_ledger_lost_total{labels}")), Some(4.0));
+        let state =
+            |state| format!(r#"orb8_probe_state{{family="network",program="tc_ingress",state="{state}"}}"#);
+        assert_eq!(
+            (value(&state("active")), value(&state("failed"))),
+            (Some(1.0), Some(0.0))
+        );
+        let labels = r#"{family="network",program="tc_ingress"}"#;
+        assert_eq!(value(&format!("orb8_probe_run_seconds_total{labels}")), Some(2.0));
+        assert_eq!(value("orb8_agent_cpu_seconds_total"), Some(1.5));
+        assert_eq!(value("orb8_ring_buffer_utilization"), Some(0.0));
+        assert_eq!(value("orb8_ring_buffer_drops_total"), Some(0.0));
+        assert_eq!(
+            value(r#"orb8_build_info{version="0.1.0",kernel="",node=""}"#),
+            Some(1.0)
+        );
+    }
+
+    #[test]
+    fn an_agent_that_just_started_can_be_scraped() {
+        assert!(!parse(&text(MetricsSnapshot::default())).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_breaks_the_text(owner in any::<String>()) {
+            let owner = owner.replace('\r', "");
+            let one = text(snapshot(&owner));
+            // What `lines` of the parser takes for an end of line is escaped.
+            prop_assert_eq!(parse(&one).len(), parse(&text(snapshot("x"))).len());
+        }
+    }
+}

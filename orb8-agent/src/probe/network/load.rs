@@ -1,0 +1,409 @@
+//! Loads the network object with the sizes and variants that suit this kernel and these settings.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, Program, ProgramError, ProgramType,
+        SchedClassifier, SockOps,
+    },
+    sys::{BpfHelper, is_helper_supported},
+};
+use orb8_common::network::{Comm, Control, HOOKS, Hook, HookStats};
+
+use super::OBJECT;
+use crate::probe::bpf::{self, FdInfo};
+
+/// Sizes and switches of the network probe.
+#[derive(Clone, Debug)]
+pub struct NetworkOptions {
+    /// Entries of each of the two flow maps.
+    pub flow_entries: u32,
+    /// Bytes of the event ring, a power of two.
+    pub ring_bytes: u32,
+    /// The agent's gRPC port, whose traffic is left out; 0: none.
+    pub grpc_port: u16,
+    /// The agent's metrics port, likewise.
+    pub metrics_port: u16,
+    /// Whether the agent listens on loopback only.
+    pub loopback_only: bool,
+}
+
+/// What this kernel offers the programs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Variants {
+    /// `bpf_get_netns_cookie` in cgroup skb programs (Linux 6.15).
+    pub skb_netns_cookie: bool,
+    /// `bpf_get_netns_cookie` in `sock_ops` programs (Linux 5.15).
+    pub sock_ops_netns_cookie: bool,
+    /// `bpf_ktime_get_coarse_ns` (Linux 5.11).
+    pub coarse_clock: bool,
+    /// Atomic `or` (Linux 5.12).
+    pub atomic_or: bool,
+}
+
+impl Variants {
+    /// Asks the kernel, by loading tiny programs.
+    #[must_use]
+    pub fn probe() -> Self {
+        let has = |kind, helper| is_helper_supported(kind, helper).unwrap_or(false);
+        let version = aya::util::KernelVersion::current().ok();
+        Self {
+            skb_netns_cookie: has(ProgramType::CgroupSkb, BpfHelper::BPF_FUNC_get_netns_cookie),
+            sock_ops_netns_cookie: has(ProgramType::SockOps, BpfHelper::BPF_FUNC_get_netns_cookie),
+            coarse_clock: has(ProgramType::SchedClassifier, BpfHelper::BPF_FUNC_ktime_get_coarse_ns),
+            // An instruction, not a helper: there is nothing to ask for but the version.
+            atomic_or: version.is_some_and(|version| version >= aya::util::KernelVersion::new(5, 12, 0)),
+        }
+    }
+}
+
+/// Why the network probe did not load.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The object was refused.
+    #[error("cannot load the network programs: {0}; `orb8 doctor` says what this machine lacks")]
+    Object(#[from] EbpfError),
+    /// A map has not the layout that the agent knows.
+    #[error("map {name} of the network programs: {source}")]
+    Map {
+        /// Which map.
+        name: &'static str,
+        /// Why.
+        source: MapError,
+    },
+    /// The object lacks something: it is not the one that belongs to this agent.
+    #[error("the network programs lack {0}: agent and eBPF object are of different versions")]
+    Missing(&'static str),
+    /// A program was refused.
+    #[error("the kernel refused program {name}: {}", verdict(.source))]
+    Program {
+        /// Which program.
+        name: &'static str,
+        /// Why.
+        source: ProgramError,
+    },
+}
+
+/// The end of the verifier's log is what matters.
+fn verdict(error: &ProgramError) -> String {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+            let tail = lines[lines.len().saturating_sub(8)..].join("\n  ");
+            format!("{io_error}; verifier:\n  {tail}")
+        }
+        other => other.to_string(),
+    }
+}
+
+/// Plain records that the kernel shares with us.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Shared<T>(T);
+// SAFETY: the records of orb8-common are `repr(C)` integers without padding.
+unsafe impl<T: Copy + 'static> aya::Pod for Shared<T> {}
+
+/// Settings that the programs read while they run.
+#[derive(Clone)]
+pub struct ControlMap(Arc<Mutex<(Control, Array<MapData, Shared<Control>>)>>);
+
+impl std::fmt::Debug for ControlMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ControlMap").finish_non_exhaustive()
+    }
+}
+
+impl ControlMap {
+    /// Changes the settings.
+    ///
+    /// # Errors
+    /// If the kernel refuses the write; the settings are then as before.
+    pub fn update(&self, change: impl FnOnce(&mut Control)) -> Result<Control, MapError> {
+        let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut control = guard.0;
+        change(&mut control);
+        guard.1.set(0, Shared(control), 0)?;
+        guard.0 = control;
+        Ok(control)
+    }
+}
+
+/// Counters of the hooks, and what the kernel says of programs and maps.
+#[derive(Debug)]
+pub struct Counters {
+    stats: StatsMap,
+    maps: Vec<(String, OwnedFd)>,
+}
+
+struct StatsMap(PerCpuArray<MapData, Shared<HookStats>>);
+
+impl std::fmt::Debug for StatsMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StatsMap").finish_non_exhaustive()
+    }
+}
+
+impl Counters {
+    /// A hook's counters, summed over CPUs.
+    ///
+    /// # Errors
+    /// If the kernel refuses the read.
+    pub fn hook(&self, hook: Hook) -> Result<HookStats, MapError> {
+        let mut sum = HookStats::default();
+        for Shared(cpu) in self.stats.0.get(&(hook as u32), 0)?.iter() {
+            sum.seen += cpu.seen;
+            sum.filtered += cpu.filtered;
+            sum.remainder += cpu.remainder;
+            sum.lost += cpu.lost;
+            sum.lost_bytes += cpu.lost_bytes;
+        }
+        Ok(sum)
+    }
+
+    /// Bytes that all maps of the family occupy now.
+    #[must_use]
+    pub fn map_bytes(&self) -> u64 {
+        self.maps.iter().filter_map(|(_, fd)| bpf::fd_info(fd).ok()).map(|info| info.memlock).sum()
+    }
+}
+
+/// Maps that the drain empties: pairs by epoch.
+#[derive(Debug)]
+pub struct EpochMaps {
+    /// Flows.
+    pub flows: [OwnedFd; 2],
+    /// Totals of what had no room among the flows.
+    pub remainder: [OwnedFd; 2],
+    /// TCP health.
+    pub tcp: [OwnedFd; 2],
+}
+
+/// Which process made a socket, and the names of those processes.
+pub struct SocketProcesses {
+    names: HashMap<MapData, u32, Shared<Comm>>,
+    tgids: HashMap<MapData, u64, u32>,
+}
+
+impl std::fmt::Debug for SocketProcesses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SocketProcesses").finish_non_exhaustive()
+    }
+}
+
+impl SocketProcesses {
+    /// Name of the process `tgid` when it last made a socket.
+    #[must_use]
+    pub fn name(&self, tgid: u32) -> Option<Comm> {
+        self.names.get(&tgid, 0).ok().map(|Shared(comm)| comm)
+    }
+
+    /// Tells the programs of a socket that was there before them.
+    ///
+    /// # Errors
+    /// If the kernel refuses the write.
+    pub fn learn(&mut self, cookie: u64, tgid: u32, comm: [u8; 16]) -> Result<(), MapError> {
+        self.tgids.insert(cookie, tgid, 0)?;
+        self.names.insert(tgid, Shared(Comm(comm)), 0)
+    }
+}
+
+/// The loaded object, taken apart for those who use its parts.
+#[derive(Debug)]
+pub struct Network {
+    /// Programs, to attach.
+    pub programs: NetworkPrograms,
+    /// Maps that the drain empties.
+    pub epochs: EpochMaps,
+    /// Settings that change while the programs run.
+    pub control: ControlMap,
+    /// Counters.
+    pub counters: Counters,
+    /// The event ring.
+    pub events: EventRing,
+    /// Names of processes by socket.
+    pub processes: SocketProcesses,
+    /// What this kernel offers.
+    pub variants: Variants,
+}
+
+/// The event ring's reading end.
+pub struct EventRing(pub(crate) RingBuf<MapData>);
+
+impl std::fmt::Debug for EventRing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EventRing").finish_non_exhaustive()
+    }
+}
+
+/// Ingress and egress classifier for interfaces with Ethernet frames.
+pub(crate) const ETHERNET: [&str; 2] = ["orb8_eth_in", "orb8_eth_out"];
+/// Ingress and egress classifier for interfaces without link-layer header.
+pub(crate) const RAW: [&str; 2] = ["orb8_raw_in", "orb8_raw_out"];
+/// Programs at the cgroup2 root.
+pub(crate) const CGROUP: [&str; 4] = ["orb8_sock_in", "orb8_sock_out", "orb8_sock_new", "orb8_tcp"];
+
+impl Network {
+    /// Loads the object and its classifiers. Nothing is attached yet.
+    ///
+    /// # Errors
+    /// [`LoadError`], with the end of the verifier's log where it is the verifier.
+    pub fn load(options: &NetworkOptions) -> Result<Self, LoadError> {
+        let variants = Variants::probe();
+        let flag = u32::from;
+        let cookie = bpf::netns_cookie().unwrap_or(0);
+        let (skb_cookie, sock_ops_cookie) =
+            (flag(variants.skb_netns_cookie && cookie != 0), flag(variants.sock_ops_netns_cookie));
+        let (coarse, atomic_or) = (flag(variants.coarse_clock), flag(variants.atomic_or));
+        let (grpc, metrics) = (u32::from(options.grpc_port), u32::from(options.metrics_port));
+        let loopback = flag(options.loopback_only);
+        let mut ebpf = EbpfLoader::new()
+            // Nothing in the object needs the kernel's own types.
+            .btf(None)
+            .override_global("SKB_NETNS_COOKIE", &skb_cookie, true)
+            .override_global("SOCK_OPS_NETNS_COOKIE", &sock_ops_cookie, true)
+            .override_global("COARSE_CLOCK", &coarse, true)
+            .override_global("ATOMIC_OR", &atomic_or, true)
+            .override_global("HOST_NETNS_COOKIE", &cookie, true)
+            .override_global("SELF_GRPC_PORT", &grpc, true)
+            .override_global("SELF_METRICS_PORT", &metrics, true)
+            .override_global("SELF_LOOPBACK", &loopback, true)
+            .override_global("RING_BYTES", &options.ring_bytes, true)
+            .map_max_entries("FLOWS_0", options.flow_entries)
+            .map_max_entries("FLOWS_1", options.flow_entries)
+            .map_max_entries("EVENTS", options.ring_bytes)
+            .load(OBJECT)?;
+        for name in ETHERNET.into_iter().chain(RAW) {
+            classifier(&mut ebpf, name)?.load().map_err(|source| LoadError::Program { name, source })?;
+        }
+
+        let mut maps = Vec::new();
+        for (name, map) in ebpf.maps() {
+            if let Some(fd) = map_fd(map).and_then(|fd| fd.try_clone_to_owned().ok()) {
+                maps.push((name.to_owned(), fd));
+            }
+        }
+        let fd = |name: &'static str| {
+            let (_, fd) = maps.iter().find(|(map, _)| map == name).ok_or(LoadError::Missing(name))?;
+            fd.try_clone().map_err(|error| LoadError::Map { name, source: MapError::IoError(error) })
+        };
+        let epochs = EpochMaps {
+            flows: [fd("FLOWS_0")?, fd("FLOWS_1")?],
+            remainder: [fd("REMAINDER_0")?, fd("REMAINDER_1")?],
+            tcp: [fd("TCP_0")?, fd("TCP_1")?],
+        };
+        let control = typed(&mut ebpf, "CONTROL")?;
+        let stats = typed(&mut ebpf, "STATS")?;
+        debug_assert!(PerCpuArray::<_, Shared<HookStats>>::len(&stats) == HOOKS);
+        let names = typed(&mut ebpf, "PROCESS_NAMES")?;
+        let tgids = typed(&mut ebpf, "SOCKET_TGID")?;
+        let events = EventRing(typed(&mut ebpf, "EVENTS")?);
+        Ok(Self {
+            programs: NetworkPrograms { ebpf },
+            epochs,
+            control: ControlMap(Arc::new(Mutex::new((Control::default(), control)))),
+            counters: Counters { stats: StatsMap(stats), maps },
+            events,
+            processes: SocketProcesses { names, tgids },
+            variants,
+        })
+    }
+}
+
+fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError> {
+    let map = ebpf.take_map(name).ok_or(LoadError::Missing(name))?;
+    T::try_from(map).map_err(|source| LoadError::Map { name, source })
+}
+
+fn map_fd(map: &Map) -> Option<BorrowedFd<'_>> {
+    match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::RingBuf(data) => Some(data.fd().as_fd()),
+        _ => None,
+    }
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, LoadError> {
+    program(ebpf, name)
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name)
+        .ok_or(LoadError::Missing(name))?
+        .try_into()
+        .map_err(|source| LoadError::Program { name, source })
+}
+
+/// The programs, to attach and to ask about.
+#[derive(Debug)]
+pub struct NetworkPrograms {
+    ebpf: Ebpf,
+}
+
+impl NetworkPrograms {
+    /// A loaded classifier.
+    ///
+    /// # Errors
+    /// If the object has no such program.
+    pub fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
+        classifier(&mut self.ebpf, name)
+    }
+
+    /// Loads and attaches one of the programs at the cgroup2 root. It is detached when the programs are dropped, or the
+    /// process ends in whatever way (a bpf link).
+    ///
+    /// # Errors
+    /// If the kernel refuses the program or the link.
+    pub fn attach_to_cgroup(&mut self, name: &'static str, root: &File) -> Result<(), LoadError> {
+        // A link always lets other programs run beside it: the kernel wants the mode left out.
+        let mode = CgroupAttachMode::Single;
+        let refused = |source| LoadError::Program { name, source };
+        match name {
+            "orb8_sock_in" | "orb8_sock_out" => {
+                let direction =
+                    if name == "orb8_sock_in" { CgroupSkbAttachType::Ingress } else { CgroupSkbAttachType::Egress };
+                let program: &mut CgroupSkb = program(&mut self.ebpf, name)?;
+                program.load().map_err(refused)?;
+                program.attach(root, direction, mode).map_err(refused)?;
+            }
+            "orb8_sock_new" => {
+                let program: &mut CgroupSock = program(&mut self.ebpf, name)?;
+                program.load().map_err(refused)?;
+                program.attach(root, mode).map_err(refused)?;
+            }
+            _ => {
+                let program: &mut SockOps = program(&mut self.ebpf, name)?;
+                program.load().map_err(refused)?;
+                program.attach(root, mode).map_err(refused)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the kernel says of each loaded program, in order of name.
+    #[must_use]
+    pub fn info(&self) -> Vec<(&'static str, FdInfo)> {
+        ETHERNET
+            .into_iter()
+            .chain(RAW)
+            .chain(CGROUP)
+            .filter_map(|name| {
+                let fd = self.ebpf.program(name)?.fd().ok()?;
+                Some((name, bpf::fd_info(fd).ok()?))
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,437 @@
+//! Types of setting values: how each is read from text and written back.
+use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
+
+use tracing_subscriber::EnvFilter;
+
+/// A value that a setting can have. `parse(&value.show())` gives the same value.
+pub trait SettingValue: Sized {
+    /// What the text must look like, for help and errors: "a duration such as 500ms, 1s or 5m".
+    const FORM: &'static str;
+    /// Placeholder of the value in `--help`.
+    const PLACEHOLDER: &'static str;
+
+    /// Reads the value.
+    ///
+    /// # Errors
+    /// A phrase that says what is wrong with `text`.
+    fn parse(text: &str) -> Result<Self, String>;
+
+    /// Writes the value as [`SettingValue::parse`] reads it.
+    fn show(&self) -> String;
+}
+
+macro_rules! from_str_value {
+    ($type:ty, $placeholder:literal, $form:literal) => {
+        impl SettingValue for $type {
+            const FORM: &'static str = $form;
+            const PLACEHOLDER: &'static str = $placeholder;
+
+            fn parse(text: &str) -> Result<Self, String> {
+                text.parse().map_err(|error| format!("{error}"))
+            }
+
+            fn show(&self) -> String {
+                self.to_string()
+            }
+        }
+    };
+}
+
+from_str_value!(IpAddr, "ADDRESS", "an IPv4 or IPv6 address");
+from_str_value!(u16, "PORT", "a port number");
+from_str_value!(u32, "COUNT", "a whole number");
+from_str_value!(AttachMode, "MODE", "auto, tcx or clsact");
+from_str_value!(
+    LogFilter,
+    "FILTER",
+    "a level or a list of target=level, as in tracing's EnvFilter"
+);
+from_str_value!(NodeName, "NAME", "1 to 253 printable characters without spaces");
+
+impl SettingValue for Duration {
+    const FORM: &'static str = "a duration with its unit, such as 500ms, 1s or 5m";
+    const PLACEHOLDER: &'static str = "DURATION";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        humantime::parse_duration(text).map_err(|error| error.to_string())
+    }
+
+    fn show(&self) -> String {
+        humantime::format_duration(*self).to_string()
+    }
+}
+
+impl SettingValue for bool {
+    const FORM: &'static str = "on or off";
+    const PLACEHOLDER: &'static str = "on|off";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "on" | "true" | "yes" | "1" => Ok(true),
+            "off" | "false" | "no" | "0" => Ok(false),
+            _ => Err("neither on nor off".to_owned()),
+        }
+    }
+
+    fn show(&self) -> String {
+        if *self { "on" } else { "off" }.to_owned()
+    }
+}
+
+/// A number of bytes, written as `1MiB`, `512KiB`, `4096`, `24 MB` (binary and decimal prefixes differ).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ByteSize(
+    /// Bytes.
+    pub u64,
+);
+
+impl ByteSize {
+    /// `n` KiB.
+    #[must_use]
+    pub const fn kib(n: u64) -> Self {
+        Self(n << 10)
+    }
+
+    /// `n` MiB.
+    #[must_use]
+    pub const fn mib(n: u64) -> Self {
+        Self(n << 20)
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Exact: the largest binary unit that leaves no remainder.
+        for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {
+            if self.0 != 0 && self.0.trailing_zeros() >= shift {
+                return write!(f, "{}{unit}", self.0 >> shift);
+            }
+        }
+        write!(f, "{}B", self.0)
+    }
+}
+
+impl SettingValue for ByteSize {
+    const FORM: &'static str = "a size such as 1MiB, 512KiB or a number of bytes";
+    const PLACEHOLDER: &'static str = "SIZE";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        parse_size::parse_size(text)
+            .map(Self)
+            .map_err(|error| error.to_string())
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// How programs get onto an interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AttachMode {
+    /// tcx where the kernel has it (6.6 and later), otherwise clsact.
+    #[default]
+    Auto,
+    /// tcx links only: an interface fails where the kernel has none.
+    Tcx,
+    /// A clsact qdisc and filters, even where tcx exists.
+    Clsact,
+}
+
+impl FromStr for AttachMode {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "tcx" => Ok(Self::Tcx),
+            "clsact" => Ok(Self::Clsact),
+            _ => Err("no such attach mode"),
+        }
+    }
+}
+
+impl fmt::Display for AttachMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        })
+    }
+}
+
+/// Longest interface name that Linux has (`IFNAMSIZ` less the NUL).
+const INTERFACE_NAME_MAX: usize = 15;
+
+/// An interface's name, or a pattern in which `*` stands for any characters and `?` for one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct InterfacePattern(String);
+
+impl InterfacePattern {
+    /// Whether an interface of this name is meant. Time is at most pattern length × name length.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
+        let (mut at, mut in_name) = (0, 0);
+        // Where to go on when the characters after the last `*` don't fit: that star takes one more.
+        let mut retry = None;
+        while in_name < name.len() {
+            match pattern.get(at) {
+                Some(b'*') => {
+                    retry = Some((at + 1, in_name));
+                    at += 1;
+                }
+                Some(&c) if c == b'?' || c == name[in_name] => {
+                    at += 1;
+                    in_name += 1;
+                }
+                _ => {
+                    let Some((after_star, taken)) = retry else {
+                        return false;
+                    };
+                    at = after_star;
+                    in_name = taken + 1;
+                    retry = Some((after_star, taken + 1));
+                }
+            }
+        }
+        pattern[at..].iter().all(|&c| c == b'*')
+    }
+
+    /// The pattern as given.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for InterfacePattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() {
+            return Err("an interface name is empty".to_owned());
+        }
+        // As the kernel's dev_valid_name() (net/core/dev.c).
+        if text
+            .bytes()
+            .any(|c| c == b'/' || c == b':' || c.is_ascii_whitespace() || c.is_ascii_control())
+        {
+            return Err(format!(
+                "`{}` has a character that no interface name has",
+                text.escape_debug()
+            ));
+        }
+        if text.bytes().filter(|&c| c != b'*').count() > INTERFACE_NAME_MAX {
+            return Err(format!(
+                "`{text}` is longer than the {INTERFACE_NAME_MAX} bytes of an interface name"
+            ));
+        }
+        if text.len() > 2 * INTERFACE_NAME_MAX + 1 {
+            return Err(format!("`{text}` has too many stars"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for InterfacePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// More would make each new interface slow to judge.
+const INTERFACE_PATTERNS_MAX: usize = 64;
+
+impl SettingValue for Vec<InterfacePattern> {
+    const FORM: &'static str = "up to 64 interface names or patterns (* and ?), separated by commas";
+    const PLACEHOLDER: &'static str = "NAME|PATTERN";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        let patterns = text
+            .split(',')
+            .map(|part| part.trim().parse())
+            .collect::<Result<Self, _>>()?;
+        if patterns.len() > INTERFACE_PATTERNS_MAX {
+            return Err(format!("{} patterns are too many", patterns.len()));
+        }
+        Ok(patterns)
+    }
+
+    fn show(&self) -> String {
+        self.iter()
+            .map(InterfacePattern::as_str)
+            .collect::<Vec<_>>()
+            .join(",")
+    }
+}
+
+/// What is logged: directives of `tracing_subscriber::EnvFilter`, checked to be well-formed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogFilter(String);
+
+impl LogFilter {
+    /// The filter itself.
+    #[must_use]
+    pub fn filter(&self) -> EnvFilter {
+        EnvFilter::new(&self.0)
+    }
+}
+
+impl Default for LogFilter {
+    fn default() -> Self {
+        Self("info".to_owned())
+    }
+}
+
+impl FromStr for LogFilter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.trim().is_empty() {
+            return Err("empty".to_owned());
+        }
+        EnvFilter::builder()
+            .parse(text)
+            .map_err(|error| error.to_string())?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for LogFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The name under which a node answers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeName(String);
+
+impl NodeName {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The machine's host name; `localhost` where it has none that could be a node's.
+    #[must_use]
+    pub fn of_host() -> Self {
+        nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.to_str()?.parse().ok())
+            .unwrap_or_else(|| Self("localhost".to_owned()))
+    }
+}
+
+impl FromStr for NodeName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // 253 is the longest DNS name, and Kubernetes' limit for a node's.
+        if text.is_empty() || text.len() > 253 {
+            return Err("empty or too long");
+        }
+        if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err("it has spaces or control characters");
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn sizes_are_read_in_binary_and_decimal() {
+        assert_eq!(ByteSize::parse("1MiB"), Ok(ByteSize(1 << 20)));
+        assert_eq!(ByteSize::parse("512KiB"), Ok(ByteSize(512 << 10)));
+        assert_eq!(ByteSize::parse("24 MB"), Ok(ByteSize(24_000_000)));
+        assert_eq!(ByteSize::parse("4096"), Ok(ByteSize(4096)));
+        for wrong in ["", "MiB", "-1", "1 parsec", "99999999999999999999", "999999EiB"] {
+            assert!(ByteSize::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(Duration::parse("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(Duration::parse("5m"), Ok(Duration::from_secs(300)));
+        for wrong in ["5", "", "-1s", "1 fortnight", "99999999999999999999s"] {
+            assert!(Duration::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn patterns_match_as_in_a_shell() {
+        let matches = |pattern: &str, name| pattern.parse::<InterfacePattern>().unwrap().matches(name);
+        assert!(matches("eth0", "eth0"));
+        assert!(!matches("eth0", "eth01"));
+        assert!(!matches("eth01", "eth0"));
+        assert!(matches("veth*", "veth"));
+        assert!(matches("veth*", "veth12ab"));
+        assert!(matches("*b*c", "abxbc"));
+        assert!(!matches("*b*c", "abxbcd"));
+        assert!(matches("e?p?s0", "enp3s0"));
+        assert!(!matches("e?p?s0", "enps0"));
+        assert!(matches("*", "anything"));
+        for wrong in ["", "a/b", "with space", "tab\t", "0123456789abcdef"] {
+            assert!(wrong.parse::<InterfacePattern>().is_err(), "{wrong}");
+        }
+    }
+
+    /// The same matching by the definition, exponential in the stars.
+    fn matches_by_definition(pattern: &[u8], name: &[u8]) -> bool {
+        match (pattern, name) {
+            ([], []) => true,
+            ([b'*', rest @ ..], _) => {
+                matches_by_definition(rest, name)
+                    || (!name.is_empty() && matches_by_definition(pattern, &name[1..]))
+            }
+            ([b'?', rest @ ..], [_, name @ ..]) => matches_by_definition(rest, name),
+            ([c, rest @ ..], [d, name @ ..]) => c == d && matches_by_definition(rest, name),
+            _ => false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn matching_agrees_with_its_definition(pattern in "[ab*?]{1,8}", name in "[ab]{0,10}") {
+            let parsed: InterfacePattern = pattern.parse().unwrap();
+            prop_assert_eq!(
+                parsed.matches(&name),
+                matches_by_definition(pattern.as_bytes(), name.as_bytes())
+            );
+        }
+
+        #[test]
+        fn what_is_shown_reads_back(bytes: u64, millis in 0u64..1 << 40) {
+            prop_assert_eq!(ByteSize::parse(&ByteSize(bytes).show()), Ok(ByteSize(bytes)));
+            let duration = Duration::from_millis(millis);
+            prop_assert_eq!(Duration::parse(&duration.show()), Ok(duration));
+        }
+
+        #[test]
+        fn no_text_makes_a_parser_panic(text in ".{0,40}") {
+            let _ = ByteSize::parse(&text);
+            let _ = Duration::parse(&text);
+            let _ = Vec::<InterfacePattern>::parse(&text);
+            let _ = LogFilter::parse(&text);
+            let _ = NodeName::parse(&text);
+            let _ = AttachMode::parse(&text);
+        }
+    }
+}

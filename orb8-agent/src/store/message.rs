@@ -1,0 +1,143 @@
+//! Flows as messages of the protocol.
+
+use orb8_common::network::{kind, protocol};
+use orb8_proto::v1;
+use prost_types::Timestamp;
+
+use super::{Direction, delta::Delta, filter::display, flows::Flow};
+use crate::identity::owner::{Attribution, Kind, Owner};
+
+/// The message of a flow. `peer_reported`: the peer's own observation named it.
+pub(crate) fn flow(
+    flow: &Flow,
+    delta: &Delta,
+    reporter: &Owner,
+    peer: &Owner,
+    peer_reported: bool,
+    interface: Option<&str>,
+    node: &str,
+) -> v1::Flow {
+    let key = &flow.key;
+    let egress = flow.direction() == Direction::Egress;
+    let ip_version = match key.kind & (kind::IPV4 | kind::IPV6) {
+        kind::IPV4 => 4,
+        kind::IPV6 => 6,
+        _ => 0,
+    };
+    let is_ip = ip_version != 0;
+    let icmp =
+        is_ip && key.kind & kind::FRAGMENT == 0 && matches!(key.protocol, protocol::ICMP | protocol::ICMPV6);
+    let own = endpoint(reporter, true);
+    let mut other = endpoint(peer, false);
+    if peer_reported {
+        other.attribution = v1::Attribution::PeerReport.into();
+    }
+    if flow.is_remainder() {
+        // Many flows have many peers.
+        other = v1::Endpoint::default();
+    }
+    let (mut src, mut dst) = if egress { (own, other) } else { (other, own) };
+    if is_ip {
+        src.ip = display(&key.src);
+        dst.ip = display(&key.dst);
+    }
+    if flow.has_ports() {
+        src.port = u32::from(key.sport);
+        dst.port = u32::from(key.dport);
+    }
+    let socket = key.kind & kind::SOCKET != 0;
+    let tcp = is_ip && key.protocol == protocol::TCP;
+    v1::Flow {
+        node: node.to_owned(),
+        reporter: if egress {
+            v1::Reporter::Source
+        } else {
+            v1::Reporter::Destination
+        }
+        .into(),
+        direction: if egress {
+            v1::Direction::Egress
+        } else {
+            v1::Direction::Ingress
+        }
+        .into(),
+        ip_version,
+        protocol: if is_ip { u32::from(key.protocol) } else { 0 },
+        ethertype: if is_ip || flow.is_remainder() {
+            0
+        } else {
+            u32::from(key.sport)
+        },
+        src: Some(src),
+        dst: Some(dst),
+        icmp_type: icmp.then_some(u32::from(key.sport)),
+        icmp_code: icmp.then_some(u32::from(key.dport)),
+        packets: delta.packets,
+        bytes: delta.bytes,
+        wire_bytes: delta.wire_bytes(key.link_len),
+        frames: delta.frames(),
+        frame_bytes: delta.frame_bytes(key.link_len),
+        tcp_flags: delta.tcp_flags,
+        rtt_us: (flow.rtt_us != 0).then_some(flow.rtt_us),
+        // Only the sender knows what it sent again, and only a connection that was looked at has a count.
+        retransmits: (tcp && egress && (flow.rtt_us != 0 || delta.retransmits != 0))
+            .then_some(delta.retransmits),
+        connect_us: (flow.connect_us != 0).then_some(flow.connect_us),
+        failed_connects: delta.failed_connects,
+        first: delta.has_packets().then(|| timestamp(delta.first_ns)),
+        last: delta.has_packets().then(|| timestamp(delta.last_ns)),
+        point: Some(v1::ObservationPoint {
+            point: if socket {
+                Some(v1::observation_point::Point::CgroupId(key.point))
+            } else {
+                interface.map(|name| v1::observation_point::Point::Interface(name.to_owned()))
+            },
+            ifindex: if socket {
+                0
+            } else {
+                u32::try_from(key.point).unwrap_or(0)
+            },
+        }),
+        fragment: key.kind & kind::FRAGMENT != 0,
+        malformed: key.kind & kind::MALFORMED != 0,
+        remainder: flow.is_remainder(),
+    }
+}
+
+/// An end without its address. The reporter's own end is on this machine, whatever else is known of it.
+pub(crate) fn endpoint(owner: &Owner, own: bool) -> v1::Endpoint {
+    let kind = match owner.kind {
+        Kind::External if own => v1::EndpointKind::Host,
+        Kind::External => v1::EndpointKind::External,
+        Kind::Host => v1::EndpointKind::Host,
+        Kind::Process => v1::EndpointKind::Process,
+    };
+    let attribution = match owner.attribution {
+        Attribution::Unknown => v1::Attribution::Unknown,
+        Attribution::Veth => v1::Attribution::Veth,
+        Attribution::Cgroup => v1::Attribution::Cgroup,
+        Attribution::HostIp => v1::Attribution::HostIp,
+        Attribution::NetnsIp => v1::Attribution::NetnsIp,
+        Attribution::Socket => v1::Attribution::Socket,
+        Attribution::PeerReport => v1::Attribution::PeerReport,
+    };
+    v1::Endpoint {
+        kind: kind.into(),
+        container: owner.container.clone(),
+        unit: owner.unit.clone(),
+        process: owner.process.clone(),
+        pid: owner.pid,
+        netns: owner.netns.clone(),
+        cgroup: owner.cgroup.clone(),
+        attribution: attribution.into(),
+        ..v1::Endpoint::default()
+    }
+}
+
+/// Unix time in nanoseconds as the protocol has it.
+pub(crate) fn timestamp(ns: u64) -> Timestamp {
+    Timestamp {
+        seconds: (ns / 1_000_000_000).cast_signed(),
+        nanos: i32::try_from(ns % 1_000_000_000).unwrap_or_default(),
+    }
+}

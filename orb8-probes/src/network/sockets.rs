@@ -1,0 +1,142 @@
+//! cgroup hooks at the cgroup2 root: packets of the host's own sockets, and who made each socket.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_ANY, __sk_buff},
+    helpers::generated::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_socket_cookie,
+        bpf_skb_cgroup_id,
+    },
+    macros::{cgroup_skb, cgroup_sock},
+    programs::{SkBuffContext, SockContext},
+};
+use orb8_common::network::{Comm, Hook, kind, protocol};
+use orb8_probes::network::parse::{self, NotLinear, Packet, ethertype};
+
+use crate::{
+    account::account,
+    atomic,
+    classifier::copied_raw,
+    frame::Direct,
+    maps, settings,
+};
+
+/// The packet goes on.
+const PASS: i32 = 1;
+
+/// Packets that reach a socket.
+#[cgroup_skb]
+pub(crate) fn orb8_sock_in(ctx: SkBuffContext) -> i32 {
+    socket_packet(ctx.skb.skb, Hook::SocketIngress, kind::SOCKET)
+}
+
+/// Packets that leave a socket.
+#[cgroup_skb]
+pub(crate) fn orb8_sock_out(ctx: SkBuffContext) -> i32 {
+    socket_packet(ctx.skb.skb, Hook::SocketEgress, kind::SOCKET | kind::EGRESS)
+}
+
+#[inline(always)]
+fn socket_packet(skb: *mut __sk_buff, hook: Hook, kind: u8) -> i32 {
+    let Some(stats) = maps::STATS.get_ptr_mut(hook as u32) else { return PASS };
+    // SAFETY: this CPU's slot of a map. Atomic: a packet that a process sends may be interrupted by one that
+    // arrives on the same CPU.
+    unsafe { atomic::add(&raw mut (*stats).seen, 1) };
+    if !is_ours(skb) {
+        // SAFETY: as above.
+        unsafe { atomic::add(&raw mut (*stats).filtered, 1) };
+        return PASS;
+    }
+    // SAFETY: the context.
+    let frame = unsafe { Direct::new(skb) };
+    // SAFETY: fields of the context.
+    let (gso, protocol) = unsafe { ((*skb).gso_size != 0, u16::from_be((*skb).protocol as u16)) };
+    // skb->protocol is not set yet where a socket sends: the version nibble tells.
+    // (Two bytes, since the check of a single one would compare 32-bit halves of pointers.)
+    let ethertype = match parse::Frame::load::<[u8; 2]>(&frame, 0) {
+        Ok([first, _]) if first >> 4 == 6 => ethertype::IPV6,
+        Ok([first, _]) if first >> 4 == 4 => ethertype::IPV4,
+        _ => protocol,
+    };
+    let mut packet = Packet::default();
+    if parse::raw(&frame, &mut packet, ethertype, gso) == Err(NotLinear) {
+        copied_raw(skb, &mut packet, ethertype, gso);
+    }
+    if is_self(&packet, kind) {
+        // SAFETY: this CPU's slot of a map.
+        unsafe { atomic::add(&raw mut (*stats).filtered, 1) };
+        return PASS;
+    }
+    // SAFETY: the context.
+    let cgroup = unsafe { bpf_skb_cgroup_id(skb) };
+    account(skb, &mut packet, cgroup, kind, stats, || socket_tgid(skb));
+    PASS
+}
+
+/// Whether the socket is in the agent's network namespace, or in one that is to be counted at its sockets.
+#[inline(always)]
+fn is_ours(skb: *mut __sk_buff) -> bool {
+    if settings::SKB_NETNS_COOKIE.get() == 0 {
+        // This kernel cannot tell here: the agent leaves out other namespaces' cgroups.
+        return true;
+    }
+    // SAFETY: the context.
+    let cookie = unsafe { bpf_get_netns_cookie(skb.cast()) };
+    cookie == settings::HOST_NETNS_COOKIE.get() || maps::SOCKET_NETNS.get_ptr(&cookie).is_some()
+}
+
+/// Whether it is a conversation with the agent itself.
+#[inline(always)]
+fn is_self(packet: &Packet, kind: u8) -> bool {
+    let key = &packet.key;
+    if key.protocol != protocol::TCP {
+        return false;
+    }
+    let is_port = |port: u16| {
+        port != 0
+            && (u32::from(port) == settings::SELF_GRPC_PORT.get()
+                || u32::from(port) == settings::SELF_METRICS_PORT.get())
+    };
+    let local = if kind & kind::EGRESS != 0 { key.sport } else { key.dport };
+    let loopback = is_loopback(&key.src) && is_loopback(&key.dst);
+    if loopback {
+        is_port(key.sport) || is_port(key.dport)
+    } else {
+        settings::SELF_LOOPBACK.get() == 0 && is_port(local)
+    }
+}
+
+#[inline(always)]
+fn is_loopback(address: &[u8; 16]) -> bool {
+    let [a, b, c, d] = words(address);
+    a == 0 && b == 0 && (c == u32::from_be(0xffff) && d.to_ne_bytes()[0] == 127 || c == 0 && d == u32::from_be(1))
+}
+
+#[inline(always)]
+fn words(address: &[u8; 16]) -> [u32; 4] {
+    // SAFETY: the same size; addresses lie at multiples of 4 in a key.
+    unsafe { *address.as_ptr().cast() }
+}
+
+#[inline(always)]
+fn socket_tgid(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: the context.
+    let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+    // SAFETY: one word, copied at once.
+    unsafe { maps::SOCKET_TGID.get(&cookie) }.copied().unwrap_or(0)
+}
+
+/// A process makes a socket.
+#[cgroup_sock(sock_create)]
+pub(crate) fn orb8_sock_new(ctx: SockContext) -> i32 {
+    // SAFETY: the context; no arguments.
+    let (cookie, tgid) =
+        unsafe { (bpf_get_socket_cookie(ctx.as_ptr()), (bpf_get_current_pid_tgid() >> 32) as u32) };
+    // What finds no room is named by its cgroup alone.
+    let _ = maps::SOCKET_TGID.insert(&cookie, &tgid, BPF_ANY as u64);
+    let mut comm = Comm::default();
+    // SAFETY: a buffer of the length given.
+    unsafe { bpf_get_current_comm(comm.0.as_mut_ptr().cast(), comm.0.len() as u32) };
+    let _ = maps::PROCESS_NAMES.insert(&tgid, &comm, BPF_ANY as u64);
+    PASS
+}
