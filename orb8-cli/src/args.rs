@@ -216,7 +216,8 @@ pub(crate) struct FlowsArgs {
     /// Order of the flows
     #[arg(long, value_enum, default_value_t = SortArg::Bytes)]
     pub(crate) sort: SortArg,
-    /// At most so many flows, 0 for all [default: 50 in tables, else all]
+    /// At most so many flows, 0 for all [default: 50 in tables or what fits
+    /// where --watch draws anew, else all]
     #[arg(long, value_name = "N")]
     pub(crate) limit: Option<u32>,
     /// Flows with packets since then: an age (90s, 2m, 1h) or a time (2026-01-02T03:04:05Z)

@@ -133,7 +133,9 @@ impl Session {
                     terminal::say(&format!("orb8: using the agent at {LOCAL} (--standalone: not)"));
                     return Ok(session);
                 }
-                Self::standalone(args).await
+                Self::standalone(args)
+                    .await
+                    .context(format!("no agent answers at {LOCAL}"))
             }
         }
     }

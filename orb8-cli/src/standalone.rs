@@ -27,8 +27,8 @@ impl Standalone {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         if !may_load(effective_capabilities(&status)) {
             bail!(
-                "no agent was found at 127.0.0.1:9090 or named by --agent, and loading the probes here needs root \
-                 or CAP_BPF+CAP_PERFMON+CAP_NET_ADMIN: try `sudo orb8 flows`, or --agent HOST:PORT"
+                "loading the probes needs root or CAP_BPF+CAP_PERFMON+CAP_NET_ADMIN: try `sudo orb8 flows`, or ask \
+                 an agent with --agent HOST:PORT"
             );
         }
         // WIRE: orb8_agent::Agent::start(settings with options.interfaces).

@@ -60,6 +60,12 @@ impl Style {
         }
     }
 
+    /// Rows of data that can be drawn anew without scrolling, beside `others` lines.
+    pub(crate) fn rows_beside(others: u16) -> u32 {
+        let rows = crossterm::terminal::size().map_or(24, |(_, rows)| rows);
+        u32::from(rows.saturating_sub(others).max(1))
+    }
+
     /// `text` in the colour of `tone`, if colours are welcome.
     pub(crate) fn paint(&self, text: &str, tone: Tone) -> String {
         let code = match tone {

@@ -7,6 +7,7 @@ mod fake_agent;
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
+    os::unix::process::CommandExt as _,
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
@@ -303,6 +304,52 @@ fn a_duration_ends_a_trace_and_a_watch() {
         stdout.contains("nginx.service") && stderr.contains("observing for 0.2 s"),
         "{stderr}"
     );
+}
+
+#[test]
+fn an_observation_that_is_cut_short_is_shown() {
+    let (agent, _) = serve(Story::Live);
+    let mut child = spawn(&agent.to_string(), "flows --duration 1m");
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    assert!(line.contains("observing for 1 min"), "{line}");
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(ends_within(&mut child, Duration::from_secs(5)), Some(0));
+    let mut stdout = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+    assert!(stdout.contains("nginx.service"), "{stdout}");
+}
+
+#[test]
+fn without_root_standalone_says_what_is_needed() {
+    let mut command = orb8("", "--standalone flows");
+    if nix::unistd::geteuid().is_root() {
+        command.uid(65534).gid(65534);
+    }
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    for expected in ["CAP_BPF+CAP_PERFMON+CAP_NET_ADMIN", "sudo orb8 flows", "--agent"] {
+        assert!(stderr.contains(expected), "{expected} in {stderr}");
+    }
+}
+
+/// What is found depends on the machine; that verdict, findings and exit code agree does not.
+#[test]
+fn doctor_s_exit_code_is_its_verdict() {
+    let (code, stdout, stderr) = run("", "doctor -o json");
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let fatal = report["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .any(|check| check["verdict"] == "fatal");
+    assert_eq!(report["can_run"].as_bool(), Some(!fatal));
+    assert_eq!(code, Some(i32::from(fatal)), "{stderr}");
+    let (code, stdout, _) = run("", "doctor");
+    assert_eq!(code, Some(i32::from(fatal)));
+    assert_eq!(stdout.contains("can't run here"), fatal, "{stdout}");
 }
 
 /// Under script(1), stdout is a terminal.

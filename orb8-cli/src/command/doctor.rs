@@ -12,7 +12,7 @@ use crate::{
 
 /// Prints the findings. [`Outcome::Failed`] if the probes can't run.
 pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<Outcome> {
-    let checks = preflight::run()?;
+    let checks = preflight::run();
     let style = Style::of_stdout();
     let text = match args.output {
         Report::Json => checks::json(&checks)?,

@@ -25,6 +25,8 @@ use crate::{
 const OBSERVATION: Duration = Duration::from_secs(5);
 /// How many flows a table shows, unless told.
 const TABLE_LIMIT: u32 = 50;
+/// Lines beside the flows of a table that is drawn anew: titles, totals, losses, and the cursor's.
+const REDRAW_OTHERS: u16 = 8;
 /// Moves the cursor home and clears what is below.
 const REDRAW: &str = "\x1b[H\x1b[J";
 
@@ -39,7 +41,7 @@ pub(super) async fn run(session: &mut Session, args: &FlowsArgs, stop: &Stop) ->
             result = watch(session, args, &mut printer) => result.map(|()| printer.partial),
         }?
     } else {
-        super::unless_stopped(stop, snapshot(session, args, &mut printer, stop)).await?
+        snapshot(session, args, &mut printer, stop).await?
     };
     printer.output.finish().await?;
     Ok(Outcome::of(partial, args.strict))
@@ -66,12 +68,14 @@ async fn snapshot(
     stop: &Stop,
 ) -> anyhow::Result<bool> {
     let mut since = None;
+    // Asked to end while observing: the answer is wanted all the same.
+    let mut enough = false;
     if let Some(duration) = args
         .duration
         .or_else(|| session.is_standalone().then_some(OBSERVATION))
     {
         if !session.is_standalone() && args.since.is_none() {
-            since = query::counted_until(session).await?;
+            since = super::unless_stopped(stop, query::counted_until(session)).await?;
         }
         terminal::say(&format!(
             "orb8: observing for {} … (^C: enough)",
@@ -79,13 +83,20 @@ async fn snapshot(
         ));
         tokio::select! {
             () = tokio::time::sleep(duration) => {}
-            () = stop.requested() => {}
+            () = stop.requested() => enough = true,
         }
     }
     let mut query = query_of(args, SystemTime::now())?;
     query.since = since.or(query.since);
-    printer.answer(Answer::to(session, query).await?).await?;
-    Ok(printer.partial)
+    let work = async {
+        printer.answer(Answer::to(session, query).await?).await?;
+        Ok(printer.partial)
+    };
+    if enough {
+        work.await
+    } else {
+        super::unless_stopped(stop, work).await
+    }
 }
 
 async fn watch(session: &mut Session, args: &FlowsArgs, printer: &mut Printer) -> anyhow::Result<()> {
@@ -112,6 +123,8 @@ async fn watch(session: &mut Session, args: &FlowsArgs, printer: &mut Printer) -
         let mut query = query_of(args, SystemTime::now())?;
         if !printer.redraws {
             query.since = since;
+        } else if args.limit.is_none() {
+            query.limit = Style::rows_beside(REDRAW_OTHERS);
         }
         let summary = printer.answer(Answer::to(session, query).await?).await?;
         since = summary.and_then(|summary| summary.to).or(since);

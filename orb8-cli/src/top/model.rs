@@ -185,6 +185,8 @@ pub(crate) enum Action {
     Sort,
     Pause,
     Help,
+    /// A key without a meaning: closes the help.
+    Other,
 }
 
 /// All that `top` knows.
@@ -353,6 +355,7 @@ impl Model {
             }
             Action::Pause => self.paused = !self.paused,
             Action::Help => self.help = true,
+            Action::Other => {}
         }
     }
 

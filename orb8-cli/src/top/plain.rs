@@ -21,7 +21,7 @@ pub(crate) fn render(model: &Model, style: &Style) -> String {
         Column::number("PKT/s"),
         Column::number("RTT"),
         Column::number("RETX"),
-        Column::text("LAST MINUTE"),
+        Column::text("LAST 60"),
     ]);
     for (name, rates) in model.owners() {
         table.row([

@@ -101,7 +101,7 @@ fn input(event: &Event) -> Option<Input> {
         KeyCode::Char('s') => Action::Sort,
         KeyCode::Char('p' | ' ') => Action::Pause,
         KeyCode::Char('?') => Action::Help,
-        _ => return None,
+        _ => Action::Other,
     }))
 }
 
@@ -118,7 +118,10 @@ mod tests {
             press(KeyCode::Char('c'), KeyModifiers::CONTROL),
             Some(Input::Quit)
         );
-        assert_eq!(press(KeyCode::Char('c'), KeyModifiers::NONE), None);
+        assert_eq!(
+            press(KeyCode::Char('c'), KeyModifiers::NONE),
+            Some(Input::Act(Action::Other))
+        );
         assert_eq!(
             press(KeyCode::Enter, KeyModifiers::NONE),
             Some(Input::Act(Action::Enter))

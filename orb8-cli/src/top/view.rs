@@ -12,8 +12,10 @@ use std::collections::VecDeque;
 use super::model::{Model, Page, Rates};
 use crate::{args::TopSort, humanise, sanitise, terminal, timestamp};
 
-/// Columns of a sparkline.
-const SPARK: usize = 12;
+/// Least columns of a sparkline.
+const SPARK: u16 = 12;
+/// Columns of the owners' page beside the sparkline: 24 of the name.
+const BESIDE_SPARK: u16 = 64;
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 const ASCII_BARS: [char; 8] = ['_', '.', '.', '-', '-', '=', '=', '#'];
 
@@ -88,12 +90,18 @@ fn owners(frame: &mut Frame<'_>, area: Rect, model: &Model, look: &Look) {
         frame.render_widget(Paragraph::new("\n  No traffic seen yet."), area);
         return;
     }
+    let most = u16::try_from(super::model::HISTORY).unwrap_or(u16::MAX);
+    let spark = area.width.saturating_sub(BESIDE_SPARK).clamp(SPARK, most);
     let rows: Vec<Row<'_>> = rows
         .into_iter()
         .map(|(name, rates)| {
             let mut cells = vec![Cell::from(sanitise::line(name).into_owned())];
             cells.extend(rate_cells(rates, look));
-            cells.push(Cell::from(sparkline(&rates.history, SPARK, look.utf8)));
+            cells.push(Cell::from(sparkline(
+                &rates.history,
+                usize::from(spark),
+                look.utf8,
+            )));
             Row::new(cells)
         })
         .collect();
@@ -104,7 +112,7 @@ fn owners(frame: &mut Frame<'_>, area: Rect, model: &Model, look: &Look) {
         " PKT/s",
         "   RTT",
         "RETX",
-        "LAST MINUTE",
+        "LAST 60",
     ];
     let widths = [
         Constraint::Min(16),
@@ -113,7 +121,7 @@ fn owners(frame: &mut Frame<'_>, area: Rect, model: &Model, look: &Look) {
         Constraint::Length(6),
         Constraint::Length(6),
         Constraint::Length(4),
-        Constraint::Length(u16::try_from(SPARK).unwrap_or_default()),
+        Constraint::Length(spark),
     ];
     table(frame, area, rows, &header, &widths, model.selected());
 }
@@ -123,12 +131,16 @@ fn peers(frame: &mut Frame<'_>, area: Rect, model: &Model, owner: &str, look: &L
     let mut spans = vec![Span::styled(sanitise::line(owner).into_owned(), strong())];
     if let Some(rates) = model.owner(owner) {
         spans.push(Span::raw(format!(
-            "  sent {}, received {}; {} since it was first seen  ",
+            "  sent {}, received {}; {} in all  ",
             humanise::byte_rate(rates.sent),
             humanise::byte_rate(rates.received),
             humanise::bytes(rates.total_bytes),
         )));
-        spans.push(Span::raw(sparkline(&rates.history, SPARK, look.utf8)));
+        spans.push(Span::raw(sparkline(
+            &rates.history,
+            usize::from(SPARK),
+            look.utf8,
+        )));
     }
     frame.render_widget(Line::from(spans), title);
     let rows: Vec<Row<'_>> = model
