@@ -329,6 +329,13 @@ fn unknown_keys_are_errors_and_unknown_variables_warnings() {
         ]
     );
     assert!(Case::new().flags(&["--no-such"]).load().is_err());
+    // The next flag is not taken for a value that was forgotten.
+    assert!(
+        Case::new()
+            .flags(&["--interface", "--sockets", "off"])
+            .load()
+            .is_err()
+    );
 }
 
 #[test]
