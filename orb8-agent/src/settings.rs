@@ -15,6 +15,7 @@ mod value;
 
 use std::{
     ffi::OsString,
+    fmt,
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     time::Duration,
@@ -343,6 +344,29 @@ impl Settings {
                 source: source.as_str().to_owned(),
             })
             .collect()
+    }
+}
+
+/// All settings in columns, one a line, as `orb8-agent config` prints them: key, value, source.
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings = self.describe();
+        let width = |text: fn(&v1::Setting) -> &str| {
+            settings
+                .iter()
+                .map(|setting| text(setting).chars().count())
+                .max()
+                .unwrap_or(0)
+        };
+        let (names, values) = (width(|setting| &setting.name), width(|setting| &setting.value));
+        for v1::Setting { name, value, source } in &settings {
+            write!(f, "{name:names$}  {value:values$}  {source}")?;
+            match &self.file {
+                Some(file) if source == Source::File.as_str() => writeln!(f, " {}", file.display())?,
+                _ => writeln!(f)?,
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,12 +1,22 @@
 //! Preflight on this machine: as root, as an ordinary user, without a capability, without a mount.
 //!
 //! The other circumstances are made for a copy of this test binary, which reports from inside them.
-use std::{env, fs, os::unix::fs::PermissionsExt as _, process::Command};
+use std::{
+    env, fs,
+    io::{self, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    process::Command,
+};
 
 use orb8_agent::preflight::{Feature, KernelVersion, Preflight, Support, Verdict};
 
 /// Set for the copy that reports.
 const REPORT: &str = "ORB8_TEST_PREFLIGHT_REPORT";
+
+/// Says so past the test harness, which keeps what passing tests print to itself.
+fn skipped(test: &str, why: &str) {
+    let _ = writeln!(io::stderr(), "{test}: skipped, {why}");
+}
 
 /// Whether this process is root; otherwise says that the test is skipped, or fails where that is not wanted.
 fn root(test: &str) -> bool {
@@ -16,7 +26,7 @@ fn root(test: &str) -> bool {
         "{test} needs root (ORB8_REQUIRE_KERNEL is set)"
     );
     if !root {
-        eprintln!("{test}: skipped, needs root");
+        skipped(test, "needs root");
     }
     root
 }
@@ -157,7 +167,7 @@ fn root_of_a_user_namespace_is_told_so() {
         .args(["--user", "--map-root-user", "true"])
         .status();
     if !made.is_ok_and(|status| status.success()) {
-        eprintln!("user namespace: skipped, this machine makes none");
+        skipped("user namespace", "this machine makes none");
         return;
     }
     let rows = report_behind(&["unshare", "--user", "--map-root-user"]);

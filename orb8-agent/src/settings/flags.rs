@@ -51,7 +51,7 @@ fn arguments() -> impl Iterator<Item = Arg> {
             ))
             // Values are judged together with those of the environment and the file, by the same code.
             .value_parser(value_parser!(String))
-            .allow_hyphen_values(true)
+            .allow_negative_numbers(true)
             .help_heading(HEADING)
             .global(true)
     });

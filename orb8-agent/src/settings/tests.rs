@@ -147,6 +147,30 @@ fn flags_go_before_environment_before_file() {
 }
 
 #[test]
+fn the_listing_has_a_line_a_setting_with_its_source() {
+    let case = Case::new()
+        .file("flow_entries = 3000")
+        .flags(&["--grpc-port", "1"]);
+    let listing = case.load().unwrap().to_string();
+    assert_eq!(listing.lines().count(), DEFINITIONS.len());
+    let words = |key: &str| {
+        let line = listing.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_whitespace().collect::<Vec<_>>()
+    };
+    assert_eq!(words("grpc_port"), ["grpc_port", "1", "flag"]);
+    assert_eq!(
+        words("flow_entries"),
+        [
+            "flow_entries",
+            "3000",
+            "file",
+            case.default_file.to_str().unwrap()
+        ]
+    );
+    assert_eq!(words("interface"), ["interface", "default"]);
+}
+
+#[test]
 fn a_wrong_value_is_named_as_it_was_given_with_its_range() {
     let flag = Case::new().flags(&["--interval", "10ms"]).error();
     assert_eq!(
@@ -305,6 +329,13 @@ fn unknown_keys_are_errors_and_unknown_variables_warnings() {
         ]
     );
     assert!(Case::new().flags(&["--no-such"]).load().is_err());
+    // The next flag is not taken for a value that was forgotten.
+    assert!(
+        Case::new()
+            .flags(&["--interface", "--sockets", "off"])
+            .load()
+            .is_err()
+    );
 }
 
 #[test]
