@@ -17,7 +17,7 @@ use crate::{
     live::Live,
     pipeline::Command,
     probe::network::{
-        load::{ControlMap, Counters, NetworkPrograms},
+        load::{Counters, NetworkPrograms},
         points::Points,
     },
     store::History,
@@ -62,7 +62,6 @@ pub(crate) struct Core {
     pub(crate) identity: Mutex<Identity>,
     pub(crate) store: Mutex<Store>,
     pub(crate) counters: Counters,
-    pub(crate) control: ControlMap,
     pub(crate) live: Live,
     pub(crate) drains: DrainCounts,
     pub(crate) commands: SyncSender<Command>,

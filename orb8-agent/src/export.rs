@@ -1,3 +1,5 @@
 //! What leaves the agent: answers to queries and scrapes.
 
+pub(crate) mod grpc;
+pub(crate) mod http;
 pub mod metrics;

@@ -23,6 +23,7 @@ pub use self::{
     netns::own_netns_cookie,
     processes::{Comm, SocketProcess},
 };
+use self::cgroup_netns::CgroupNetns;
 use crate::interfaces::{Interface, Role};
 
 mod addresses;
@@ -30,6 +31,7 @@ pub mod cgroup;
 pub mod cgroups;
 mod error;
 mod netns;
+mod cgroup_netns;
 pub mod owner;
 mod pace;
 mod processes;
@@ -73,6 +75,8 @@ pub struct IdentityOptions {
     pub max_namespaces: usize,
     /// Addresses in network namespaces, and addresses of the host.
     pub max_addresses: usize,
+    /// Whether socket records come from all network namespaces, since this kernel's programs cannot tell them apart.
+    pub sockets_of_all_namespaces: bool,
 }
 
 impl Default for IdentityOptions {
@@ -88,6 +92,7 @@ impl Default for IdentityOptions {
             max_sockets: 65_536,
             max_namespaces: 4096,
             max_addresses: 16_384,
+            sockets_of_all_namespaces: false,
         }
     }
 }
@@ -95,6 +100,7 @@ impl Default for IdentityOptions {
 /// Who owns what on this machine, seen from the network namespace of the thread that made it.
 #[derive(Debug)]
 pub struct Identity {
+    netns: CgroupNetns,
     cgroups: Option<Cgroups>,
     /// Why `cgroups` is missing.
     degraded: Vec<IdentityError>,
@@ -145,6 +151,7 @@ impl Identity {
         )?;
         namespaces.refresh(true);
         Ok(Self {
+            netns: CgroupNetns::new(&options.proc_root, options.sockets_of_all_namespaces),
             generation: cgroups.as_ref().map_or(0, Cgroups::generation),
             cgroups,
             degraded,
@@ -268,6 +275,25 @@ impl Identity {
         match self.namespaces.by_address(address) {
             Some(resident) => attributed(resident, Attribution::NetnsIp),
             None => Owner::default(),
+        }
+    }
+
+    /// Whether [`Identity::is_in_other_netns`] must be asked of each cgroup.
+    #[must_use]
+    pub const fn must_tell_namespaces(&self) -> bool {
+        self.netns.wanted()
+    }
+
+    /// Whether the sockets of a cgroup are in another network namespace than the agent's, by its processes; where it has
+    /// none any more, by its name: a container's are taken to be. Reads two files.
+    #[must_use]
+    pub fn is_in_other_netns(&mut self, cgroup_id: u64) -> bool {
+        let path = self.cgroups.as_ref().and_then(|cgroups| {
+            Some(cgroups.root().join(cgroups.path(cgroup_id)?.trim_start_matches('/')))
+        });
+        match path.and_then(|path| self.netns.is_other(&path)) {
+            Some(other) => other,
+            None => !self.cgroup_owner(cgroup_id).0.container.is_empty(),
         }
     }
 

@@ -4,12 +4,19 @@
 //! network interfaces, `identity` knows whose an interface, a cgroup or an address is, `store` keeps recent history
 //! within bounds, `export` answers queries and scrapes, `settings` and `preflight` say how and whether it can run.
 
+mod agent;
 pub mod bpf;
+mod core;
 pub mod export;
 pub mod identity;
 pub mod interfaces;
+mod live;
 mod netlink;
+mod pipeline;
 pub mod preflight;
 pub mod probe;
 pub mod settings;
+mod status;
 pub mod store;
+
+pub use agent::{Agent, AgentError, Listen};

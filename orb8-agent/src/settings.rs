@@ -26,7 +26,9 @@ use orb8_proto::v1;
 pub use environment::{Environment, ProcessEnvironment};
 pub use error::{Names, SettingsError};
 pub use flags::{Flags, command};
-pub use value::{AttachMode, ByteSize, InterfacePattern, LogFilter, NodeName, SettingValue};
+pub use value::{AttachMode, ByteSize, LogFilter, NodeName, SettingValue};
+
+use crate::interfaces::InterfacePattern;
 
 /// The file that is read if it exists and no other is named.
 pub const DEFAULT_FILE: &str = "/etc/orb8/agent.toml";

@@ -11,6 +11,7 @@ mod filter;
 mod flows;
 mod health;
 mod history;
+mod live;
 mod message;
 mod points;
 mod query;
@@ -22,6 +23,8 @@ mod model;
 
 pub use delta::Delta;
 pub use filter::QueryError;
+pub(crate) use message::timestamp;
+pub use live::{LiveEvent, LiveFilter};
 pub use history::{Committed, Forgotten, History, HistoryLimits, Observation};
 pub use points::PointId;
 pub use query::{Answer, Row, Selection};

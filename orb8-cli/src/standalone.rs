@@ -3,6 +3,7 @@
 use std::fs;
 
 use anyhow::bail;
+use orb8_agent::{Agent, Listen, settings::Settings};
 use tonic::transport::Channel;
 
 /// What the probes of one command observe.
@@ -15,7 +16,7 @@ pub(crate) struct StandaloneOptions {
 /// A running agent of this process. [`Standalone::stop`] detaches its probes.
 #[derive(Debug)]
 pub(crate) struct Standalone {
-    channel: Channel,
+    agent: Agent,
 }
 
 impl Standalone {
@@ -31,14 +32,16 @@ impl Standalone {
                  an agent with --agent HOST:PORT"
             );
         }
-        // WIRE: orb8_agent::Agent::start(settings with options.interfaces).
-        let _ = &options.interfaces;
-        bail!("this build has no agent inside")
+        let mut settings = Settings::default();
+        settings.interface =
+            options.interfaces.iter().map(|pattern| pattern.parse()).collect::<Result<_, _>>()?;
+        let agent = Agent::start(&settings, Listen::InProcess).await?;
+        Ok(Self { agent })
     }
 
     /// A connection to the agent, in memory.
     pub(crate) fn channel(&self) -> Channel {
-        self.channel.clone()
+        self.agent.channel()
     }
 
     /// Drains and detaches.
@@ -46,6 +49,7 @@ impl Standalone {
     /// # Errors
     /// If something may still be attached.
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
+        self.agent.stop().await;
         Ok(())
     }
 }

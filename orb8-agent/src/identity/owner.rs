@@ -163,6 +163,12 @@ impl OwnerTable {
         self.len() <= 1
     }
 
+    /// Most owners.
+    #[must_use]
+    pub const fn max(&self) -> usize {
+        self.max
+    }
+
     /// Owners that had no room.
     #[must_use]
     pub const fn turned_away(&self) -> u64 {

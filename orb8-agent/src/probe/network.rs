@@ -10,7 +10,9 @@
 
 pub mod attach;
 pub mod drain;
+pub(crate) mod follow;
 pub mod load;
+pub mod points;
 
 /// The object, built by `cargo xtask build-ebpf`.
 pub(crate) static OBJECT: &[u8] = {

@@ -3,6 +3,8 @@ use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
 
 use tracing_subscriber::EnvFilter;
 
+use crate::interfaces::{InterfacePattern, PatternError};
+
 /// A value that a setting can have. `parse(&value.show())` gives the same value.
 pub trait SettingValue: Sized {
     /// What the text must look like, for help and errors: "a duration such as 500ms, 1s or 5m".
@@ -161,86 +163,6 @@ impl fmt::Display for AttachMode {
     }
 }
 
-/// Longest interface name that Linux has (`IFNAMSIZ` less the NUL).
-const INTERFACE_NAME_MAX: usize = 15;
-
-/// An interface's name, or a pattern in which `*` stands for any characters and `?` for one.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct InterfacePattern(String);
-
-impl InterfacePattern {
-    /// Whether an interface of this name is meant. Time is at most pattern length × name length.
-    #[must_use]
-    pub fn matches(&self, name: &str) -> bool {
-        let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
-        let (mut at, mut in_name) = (0, 0);
-        // Where to go on when the characters after the last `*` don't fit: that star takes one more.
-        let mut retry = None;
-        while in_name < name.len() {
-            match pattern.get(at) {
-                Some(b'*') => {
-                    retry = Some((at + 1, in_name));
-                    at += 1;
-                }
-                Some(&c) if c == b'?' || c == name[in_name] => {
-                    at += 1;
-                    in_name += 1;
-                }
-                _ => {
-                    let Some((after_star, taken)) = retry else {
-                        return false;
-                    };
-                    at = after_star;
-                    in_name = taken + 1;
-                    retry = Some((after_star, taken + 1));
-                }
-            }
-        }
-        pattern[at..].iter().all(|&c| c == b'*')
-    }
-
-    /// The pattern as given.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for InterfacePattern {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.is_empty() {
-            return Err("an interface name is empty".to_owned());
-        }
-        // As the kernel's dev_valid_name() (net/core/dev.c).
-        if text
-            .bytes()
-            .any(|c| c == b'/' || c == b':' || c.is_ascii_whitespace() || c.is_ascii_control())
-        {
-            return Err(format!(
-                "`{}` has a character that no interface name has",
-                text.escape_debug()
-            ));
-        }
-        if text.bytes().filter(|&c| c != b'*').count() > INTERFACE_NAME_MAX {
-            return Err(format!(
-                "`{text}` is longer than the {INTERFACE_NAME_MAX} bytes of an interface name"
-            ));
-        }
-        if text.len() > 2 * INTERFACE_NAME_MAX + 1 {
-            return Err(format!("`{text}` has too many stars"));
-        }
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl fmt::Display for InterfacePattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 /// More would make each new interface slow to judge.
 const INTERFACE_PATTERNS_MAX: usize = 64;
 
@@ -255,7 +177,8 @@ impl SettingValue for Vec<InterfacePattern> {
         let patterns = text
             .split(',')
             .map(|part| part.trim().parse())
-            .collect::<Result<Self, _>>()?;
+            .collect::<Result<Self, _>>()
+            .map_err(|error: PatternError| error.to_string())?;
         if patterns.len() > INTERFACE_PATTERNS_MAX {
             return Err(format!("{} patterns are too many", patterns.len()));
         }

@@ -194,7 +194,7 @@ impl Filter {
             .any(|net| net.contains(&key.src) || net.contains(&key.dst))
     }
 
-    fn matches_owner(&self, owner: &Owner) -> bool {
+    pub(crate) fn matches_owner(&self, owner: &Owner) -> bool {
         self.owners.iter().any(|wanted| is_called(owner, wanted))
     }
 }

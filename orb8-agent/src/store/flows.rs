@@ -42,6 +42,21 @@ const EGRESS: u8 = 1 << 1;
 const REMAINDER: u8 = 1 << 2;
 
 impl Flow {
+    /// A flow that no table holds: one packet's.
+    pub(crate) fn of_packet(identity: &Identity) -> Self {
+        Self {
+            key: identity.key,
+            owner: identity.owner,
+            peer: OwnerId::UNKNOWN,
+            rtt_us: 0,
+            connect_us: 0,
+            point: PointId::UNNAMED,
+            last_seq: 0,
+            generation: 0,
+            flags: identity.flags(),
+        }
+    }
+
     pub(crate) const fn is_remainder(&self) -> bool {
         self.flags & REMAINDER != 0
     }

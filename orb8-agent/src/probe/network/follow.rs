@@ -37,9 +37,8 @@ impl Follower {
     /// # Errors
     /// If rtnetlink fails.
     pub(crate) async fn first(&mut self) -> Result<(), InterfaceError> {
-        for change in self.watcher.next().await? {
-            self.apply(change).await;
-        }
+        let changes = self.watcher.next().await?;
+        self.apply(changes).await;
         Ok(())
     }
 
@@ -51,9 +50,7 @@ impl Follower {
             tokio::select! {
                 () = stop.cancelled() => return,
                 changes = self.watcher.next() => match changes {
-                    Ok(changes) => for change in changes {
-                        self.apply(change).await;
-                    },
+                    Ok(changes) => self.apply(changes).await,
                     Err(error) => {
                         warn!(%error, "interfaces cannot be followed; trying again in 1 s");
                         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -71,7 +68,17 @@ impl Follower {
         interface.role == Role::Workload || self.patterns.iter().any(|pattern| pattern.matches(&interface.name))
     }
 
-    async fn apply(&mut self, change: Change) {
+    async fn apply(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            self.apply_one(change).await;
+        }
+        match interfaces::counters().await {
+            Ok(counters) => lock(&self.core.points).set_baselines(&counters),
+            Err(error) => warn!(%error, "interface counters cannot be read"),
+        }
+    }
+
+    async fn apply_one(&mut self, change: Change) {
         match change {
             Change::Added(interface) => self.add(interface).await,
             Change::Removed(interface) => {
@@ -115,13 +122,7 @@ impl Follower {
             Err(reason) => warn!(interface = interface.name, reason, "not observed"),
         }
         let owner = lock(&self.core.identity).interface_owner(&interface);
-        let mut point = Point::new(interface, owner, attached);
-        // Read after the programs are on: what they see from now on, the interface counts from now on.
-        if let Some(now) = interfaces::counters_of(point.interface.ifindex) {
-            point.baseline = now;
-            point.counters = now;
-        }
-        lock(&self.core.points).insert(point);
+        lock(&self.core.points).insert(Point::new(interface, owner, attached));
     }
 
     fn attach(&self, interface: &Interface) -> Result<super::attach::Attachment, String> {
@@ -153,6 +154,7 @@ impl Follower {
                     info!(interface = interface.name, "observed after all");
                     point.attachment = Some(attachment);
                     point.failure.clear();
+                    point.baseline = None;
                 }
                 Err(reason) => point.failure = reason,
             }

@@ -276,7 +276,7 @@ impl Network {
         let tgids = typed(&mut ebpf, "SOCKET_TGID")?;
         let events = EventRing(typed(&mut ebpf, "EVENTS")?);
         Ok(Self {
-            programs: NetworkPrograms { ebpf },
+            programs: NetworkPrograms { ebpf: Some(ebpf) },
             epochs,
             control: ControlMap(Arc::new(Mutex::new((Control::default(), control)))),
             counters: Counters { stats: StatsMap(stats), maps },
@@ -319,16 +319,21 @@ where
 /// The programs, to attach and to ask about.
 #[derive(Debug)]
 pub struct NetworkPrograms {
-    ebpf: Ebpf,
+    /// `None` once detached.
+    ebpf: Option<Ebpf>,
 }
 
 impl NetworkPrograms {
+    fn loaded(&mut self, name: &'static str) -> Result<&mut Ebpf, LoadError> {
+        self.ebpf.as_mut().ok_or(LoadError::Missing(name))
+    }
+
     /// A loaded classifier.
     ///
     /// # Errors
     /// If the object has no such program.
     pub fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, LoadError> {
-        classifier(&mut self.ebpf, name)
+        classifier(self.loaded(name)?, name)
     }
 
     /// Loads and attaches one of the programs at the cgroup2 root. It is detached when the programs are dropped, or the
@@ -344,22 +349,27 @@ impl NetworkPrograms {
             "orb8_sock_in" | "orb8_sock_out" => {
                 let direction =
                     if name == "orb8_sock_in" { CgroupSkbAttachType::Ingress } else { CgroupSkbAttachType::Egress };
-                let program: &mut CgroupSkb = program(&mut self.ebpf, name)?;
+                let program: &mut CgroupSkb = program(self.loaded(name)?, name)?;
                 program.load().map_err(refused)?;
                 program.attach(root, direction, mode).map_err(refused)?;
             }
             "orb8_sock_new" => {
-                let program: &mut CgroupSock = program(&mut self.ebpf, name)?;
+                let program: &mut CgroupSock = program(self.loaded(name)?, name)?;
                 program.load().map_err(refused)?;
                 program.attach(root, mode).map_err(refused)?;
             }
             _ => {
-                let program: &mut SockOps = program(&mut self.ebpf, name)?;
+                let program: &mut SockOps = program(self.loaded(name)?, name)?;
                 program.load().map_err(refused)?;
                 program.attach(root, mode).map_err(refused)?;
             }
         }
         Ok(())
+    }
+
+    /// Detaches and unloads every program that is not held elsewhere. There is no way back.
+    pub fn detach(&mut self) {
+        self.ebpf = None;
     }
 
     /// What the kernel says of each loaded program, in order of name.
@@ -370,7 +380,7 @@ impl NetworkPrograms {
             .chain(RAW)
             .chain(CGROUP)
             .filter_map(|name| {
-                let fd = self.ebpf.program(name)?.fd().ok()?;
+                let fd = self.ebpf.as_ref()?.program(name)?.fd().ok()?;
                 Some((name, fd_info(fd).ok()?))
             })
             .collect()

@@ -7,7 +7,7 @@ use orb8_proto::v1;
 use super::attach::Attachment;
 use crate::{
     identity::owner::{Owner, OwnerId},
-    interfaces::{Counters, Interface, Role},
+    interfaces::{Counters, Interface, LinkLayer, Role},
 };
 
 /// One interface that is observed, or should be.
@@ -23,8 +23,8 @@ pub struct Point {
     pub owner: Owner,
     /// The same in the store's owner table.
     pub owner_id: OwnerId,
-    /// The interface's counters when the programs were attached.
-    pub baseline: Counters,
+    /// The interface's counters when the programs were attached; `None` until they were read.
+    pub baseline: Option<Counters>,
     /// The interface's counters when they were last read.
     pub counters: Counters,
     /// Frames that came out of the kernel for this interface: received and sent.
@@ -46,7 +46,7 @@ impl Point {
             Err(failure) => (None, failure),
         };
         Self {
-            baseline: interface.counters,
+            baseline: None,
             counters: interface.counters,
             interface,
             attachment,
@@ -73,6 +73,7 @@ impl Point {
     }
 
     fn status(&self) -> v1::InterfaceStatus {
+        let baseline = self.baseline.unwrap_or(self.counters);
         let since = |now: u64, then: u64| now.saturating_sub(then);
         v1::InterfaceStatus {
             ifindex: self.interface.ifindex,
@@ -90,8 +91,8 @@ impl Point {
             }
             .to_owned(),
             owner: self.owner.name().to_owned(),
-            interface_rx: since(self.counters.rx_packets, self.baseline.rx_packets),
-            interface_tx: since(self.counters.tx_packets, self.baseline.tx_packets),
+            interface_rx: since(self.counters.rx_packets, baseline.rx_packets),
+            interface_tx: since(self.counters.tx_packets, baseline.tx_packets),
             seen_rx: self.seen[0],
             seen_tx: self.seen[1],
             bypassed: self.bypassed,
@@ -120,6 +121,17 @@ impl Points {
         self.by_index.get_mut(&ifindex)
     }
 
+    /// Begins to compare interfaces that were attached since the last call with their programs: `counters` were read
+    /// after that, so that what the programs see from then on, the interfaces count from then on.
+    pub fn set_baselines(&mut self, counters: &HashMap<u32, Counters>) {
+        for (ifindex, point) in &mut self.by_index {
+            if let (None, Some(&now)) = (point.baseline, counters.get(ifindex)) {
+                point.baseline = Some(now);
+                point.counters = now;
+            }
+        }
+    }
+
     /// All of them.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Point> {
         self.by_index.values_mut()
@@ -129,6 +141,16 @@ impl Points {
     #[must_use]
     pub fn attached(&self) -> usize {
         self.by_index.values().filter(|point| point.attachment.is_some()).count()
+    }
+
+    /// The same by how frames begin: Ethernet header, IP header.
+    #[must_use]
+    pub fn attached_by_framing(&self) -> [usize; 2] {
+        let mut counts = [0; 2];
+        for point in self.by_index.values().filter(|point| point.attachment.is_some()) {
+            counts[usize::from(point.interface.link == LinkLayer::Raw)] += 1;
+        }
+        counts
     }
 
     /// Enters an interface; the one with the same index, if any, is past.
@@ -190,14 +212,15 @@ impl Points {
     pub fn reconcile(&mut self, counters: &HashMap<u32, Counters>) -> Vec<(String, String, u64)> {
         let mut found = Vec::new();
         for (ifindex, point) in &mut self.by_index {
-            let (Some(&now), true, true) = (counters.get(ifindex), point.attachment.is_some(), point.gone.is_none())
+            let (Some(&now), Some(baseline), true, true) =
+                (counters.get(ifindex), point.baseline, point.attachment.is_some(), point.gone.is_none())
             else {
                 continue;
             };
             point.counters = now;
             // What was dropped at the interface's own door reached no program, and is not a packet that it let by.
-            let received = now.rx_packets.saturating_sub(point.baseline.rx_packets);
-            let sent = now.tx_packets.saturating_sub(point.baseline.tx_packets);
+            let received = now.rx_packets.saturating_sub(baseline.rx_packets);
+            let sent = now.tx_packets.saturating_sub(baseline.tx_packets);
             let gap = received.saturating_sub(point.seen[0]) + sent.saturating_sub(point.seen[1]);
             // A packet may be counted by the interface and still wait for its program: in one look, not in two.
             let certain = gap.min(point.gap);

@@ -1,0 +1,429 @@
+//! A running agent: probes attached, pipeline running, services listening.
+
+use std::{
+    fs::File,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use hyper_util::rt::TokioIo;
+use orb8_proto::{DESCRIPTORS, v1, v1::orbit_service_server::OrbitServiceServer};
+use tokio::{
+    io::DuplexStream,
+    net::TcpListener,
+    sync::mpsc as async_mpsc,
+    task::JoinHandle,
+};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint, Server, Uri};
+use tracing::{info, warn};
+
+use crate::{
+    core::{Core, DrainCounts, LimitSettings, Store, lock},
+    export::{grpc::Orbit, http},
+    identity::{Identity, IdentityError, IdentityOptions, owner::OwnerTable},
+    interfaces::{InterfaceError, InterfaceWatcher},
+    live::{self, Live},
+    pipeline::{Command, Pipeline},
+    preflight::{Finding, Preflight, Verdict},
+    probe::{
+        kernel_clock::unix_now_ns,
+        network::{
+            attach::{ClsactGuard, Mechanism, sweep},
+            drain::EpochDrain,
+            follow::Follower,
+            load::{CGROUP, LoadError, Network, NetworkOptions, NetworkPrograms},
+            points::Points,
+        },
+    },
+    settings::{AttachMode, Settings},
+    store::{History, HistoryLimits},
+};
+
+/// Owners that history may refer to.
+const OWNERS: usize = 65_536;
+/// What stopping may take; then it ends without waiting.
+const STOP_TIME: Duration = Duration::from_millis(1500);
+/// Bytes in flight on an in-memory connection.
+const DUPLEX_BYTES: usize = 256 << 10;
+
+/// Why an agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The machine lacks something essential.
+    #[error("this machine cannot run the probes:{}", list(.0))]
+    Preflight(Vec<Finding>),
+    /// The programs did not load.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Owners cannot be found.
+    #[error("cannot find out who owns what: {0}")]
+    Identity(#[from] IdentityError),
+    /// Interfaces cannot be followed.
+    #[error("cannot follow interfaces: {0}")]
+    Interfaces(#[from] InterfaceError),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} for {what}: {source}; choose another with {setting}")]
+    Listen {
+        /// What was to be served.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// The setting.
+        setting: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+fn list(findings: &[Finding]) -> String {
+    findings
+        .iter()
+        .map(|finding| format!("\n  {}: {} {}", finding.name, finding.found, finding.advice))
+        .collect()
+}
+
+/// Who may ask the agent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Listen {
+    /// Anyone who reaches the addresses of the settings.
+    Network,
+    /// Only this process, by [`Agent::channel`].
+    InProcess,
+}
+
+/// A running agent. Dropping it detaches the probes too, but does not wait for the last interval.
+#[derive(Debug)]
+pub struct Agent {
+    core: Arc<Core>,
+    stop: CancellationToken,
+    pipeline: Option<thread::JoinHandle<()>>,
+    tasks: Vec<JoinHandle<()>>,
+    connections: async_mpsc::Sender<io::Result<DuplexStream>>,
+    grpc_address: Option<SocketAddr>,
+    metrics_address: Option<SocketAddr>,
+    _clsact: Option<ClsactGuard>,
+}
+
+impl Agent {
+    /// Loads and attaches the probes, and starts to answer. Takes some tens of milliseconds.
+    ///
+    /// # Errors
+    /// [`AgentError`]; then nothing stays attached.
+    pub async fn start(settings: &Settings, listen: Listen) -> Result<Self, AgentError> {
+        let preflight = Preflight::run();
+        if preflight.verdict() == Verdict::Fatal {
+            let fatal = preflight.findings.into_iter().filter(|finding| finding.verdict == Verdict::Fatal);
+            return Err(AgentError::Preflight(fatal.collect()));
+        }
+        for finding in preflight.findings.iter().filter(|finding| finding.verdict == Verdict::Degraded) {
+            info!(check = finding.name, advice = finding.advice, "{}", finding.found);
+        }
+        // Bind first: a port that is taken is the likeliest mistake, and costs nothing to find.
+        let (grpc, metrics) = match listen {
+            Listen::InProcess => (None, None),
+            Listen::Network => (
+                Some(bind("gRPC", settings.grpc_address, settings.grpc_port, "ORB8_GRPC_PORT").await?),
+                if settings.metrics {
+                    Some(bind("metrics", settings.metrics_address, settings.metrics_port, "ORB8_METRICS_PORT").await?)
+                } else {
+                    None
+                },
+            ),
+        };
+        let address = |listener: &Option<TcpListener>| listener.as_ref().and_then(|l| l.local_addr().ok());
+        let (grpc_address, metrics_address) = (address(&grpc), address(&metrics));
+
+        let features = preflight.features();
+        let ring_bytes = u32::try_from(settings.ring_buffer_size.0).unwrap_or(u32::MAX);
+        let network = Network::load(
+            &NetworkOptions {
+                flow_entries: settings.flow_entries,
+                ring_bytes,
+                grpc_port: grpc_address.map_or(0, |address| address.port()),
+                metrics_port: metrics_address.map_or(0, |address| address.port()),
+                loopback_only: [grpc_address, metrics_address].into_iter().flatten().all(|a| a.ip().is_loopback()),
+            },
+            features,
+        )?;
+        let Network { mut programs, epochs, control, counters, events, mut processes } = network;
+        let mut identity = Identity::new(IdentityOptions {
+            sockets_of_all_namespaces: !features.netns_cookie_in_cgroup_skb,
+            ..IdentityOptions::default()
+        })?;
+        let cgroup_programs = attach_to_cgroups(&mut programs, &identity, settings);
+        // After the programs are on: a socket is told of by one or the other.
+        match identity.existing_sockets() {
+            Ok(sockets) => {
+                for socket in sockets {
+                    if let Err(error) = processes.learn(socket.cookie, socket.tgid, socket.comm) {
+                        warn!(%error, "sockets that were there before are named by their cgroup alone");
+                        break;
+                    }
+                }
+            }
+            Err(error) => warn!(%error, "sockets that were there before are named by their cgroup alone"),
+        }
+
+        let watcher = InterfaceWatcher::new()?;
+        let mechanism = match settings.attach {
+            AttachMode::Tcx => Mechanism::Tcx,
+            AttachMode::Clsact => Mechanism::Clsact,
+            AttachMode::Auto if features.tcx => Mechanism::Tcx,
+            AttachMode::Auto => Mechanism::Clsact,
+        };
+        let clsact = sweep_leftovers();
+
+        let (commands, receiver) = mpsc::sync_channel(64);
+        let started_ns = unix_now_ns();
+        let core = Arc::new(Core {
+            node: settings.node.to_string(),
+            kernel: kernel_release(),
+            started: Instant::now(),
+            started_ns,
+            settings: settings.describe(),
+            checks: preflight.findings.iter().cloned().map(Into::into).collect(),
+            limits: LimitSettings { flow_entries: settings.flow_entries, ring_bytes },
+            programs: Mutex::new(programs),
+            cgroup_programs,
+            points: Mutex::new(Points::default()),
+            identity: Mutex::new(identity),
+            store: Mutex::new(Store {
+                history: History::new(HistoryLimits {
+                    span: settings.history,
+                    bytes: usize::try_from(settings.history_bytes.0).unwrap_or(usize::MAX),
+                    flows: settings.history_flows as usize,
+                    series: settings.metrics_series as usize,
+                }),
+                owners: OwnerTable::new(OWNERS),
+            }),
+            counters,
+            live: Live::new(control.clone(), settings.stream_buffer),
+
+            drains: DrainCounts::default(),
+            commands,
+            ready: AtomicBool::new(false),
+        });
+        let stop = CancellationToken::new();
+        let pipeline =
+            Pipeline::new(core.clone(), EpochDrain::new(epochs, control), processes, settings.interval);
+        let pipeline = thread::Builder::new()
+            .name("orb8-pipeline".to_owned())
+            .spawn(move || pipeline.run(&receiver))
+            .map_err(AgentError::Thread)?;
+        let (connections, incoming) = async_mpsc::channel(8);
+        let mut agent = Self {
+            core: core.clone(),
+            stop: stop.clone(),
+            pipeline: Some(pipeline),
+            tasks: Vec::new(),
+            connections,
+            grpc_address,
+            metrics_address,
+            _clsact: clsact,
+        };
+
+        let mut follower =
+            Follower { core: core.clone(), watcher, patterns: settings.interface.clone(), mechanism };
+        follower.first().await?;
+        agent.tasks.push(tokio::spawn(follower.run(stop.clone())));
+        agent.tasks.push(tokio::spawn(live::read_ring(core.clone(), events, stop.clone())));
+
+        let orbit = Orbit::new(core.clone(), stop.clone());
+        agent.tasks.push(tokio::spawn(serve_in_process(orbit.clone(), ReceiverStream::new(incoming), stop.clone())));
+        if let Some(listener) = grpc {
+            agent.tasks.push(tokio::spawn(serve_grpc(orbit, listener, stop.clone())));
+        }
+        if let Some(listener) = metrics {
+            agent.tasks.push(tokio::spawn(http::serve(core.clone(), listener, stop)));
+        }
+        core.ready.store(true, Ordering::Release);
+        Ok(agent)
+    }
+
+    /// Where gRPC is served.
+    #[must_use]
+    pub const fn grpc_address(&self) -> Option<SocketAddr> {
+        self.grpc_address
+    }
+
+    /// Where metrics are served.
+    #[must_use]
+    pub const fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
+    }
+
+    /// A connection to the agent, in memory.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        let connections = self.connections.clone();
+        // The address is not used.
+        Endpoint::from_static("http://agent.invalid").connect_with_connector_lazy(tower::service_fn(
+            move |_: Uri| {
+                let connections = connections.clone();
+                async move {
+                    let (ours, theirs) = tokio::io::duplex(DUPLEX_BYTES);
+                    connections
+                        .send(Ok(theirs))
+                        .await
+                        .map_err(|_| io::Error::new(io::ErrorKind::ConnectionRefused, "the agent has stopped"))?;
+                    Ok::<_, io::Error>(TokioIo::new(ours))
+                }
+            },
+        ))
+    }
+
+    /// Takes the last interval out of the kernel, detaches every program and ends all services. Takes less than two
+    /// seconds, whatever clients do.
+    pub async fn stop(mut self) {
+        self.core.ready.store(false, Ordering::Release);
+        self.core.barrier().await;
+        self.shut_down();
+        if let Some(pipeline) = self.pipeline.take() {
+            let joined = tokio::task::spawn_blocking(move || pipeline.join());
+            if tokio::time::timeout(STOP_TIME, joined).await.is_err() {
+                warn!("the pipeline did not end in time");
+            }
+        }
+        for task in self.tasks.drain(..) {
+            task.abort();
+        }
+    }
+
+    /// Detaches, and tells threads and tasks to end.
+    fn shut_down(&self) {
+        self.stop.cancel();
+        lock(&self.core.points).clear();
+        lock(&self.core.programs).detach();
+        // A full queue is a pipeline that is about to look.
+        let _ = self.core.commands.try_send(Command::Stop);
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+async fn bind(
+    what: &'static str,
+    ip: std::net::IpAddr,
+    port: u16,
+    setting: &'static str,
+) -> Result<TcpListener, AgentError> {
+    let address = SocketAddr::new(ip, port);
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| AgentError::Listen { what, address, setting, source })
+}
+
+fn kernel_release() -> String {
+    nix::sys::utsname::uname()
+        .map(|names| names.release().to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+/// Removes what an agent that was killed has left; tcx and cgroup links leave nothing.
+fn sweep_leftovers() -> Option<ClsactGuard> {
+    let names: Vec<String> = nix::net::if_::if_nameindex()
+        .map(|interfaces| interfaces.iter().map(|i| i.name().to_string_lossy().into_owned()).collect())
+        .unwrap_or_default();
+    match sweep(names.iter().map(String::as_str)) {
+        Ok((guard, removed)) => {
+            if removed > 0 {
+                info!(removed, "removed clsact filters that an agent which was killed had left");
+            }
+            Some(guard)
+        }
+        Err(error) => {
+            warn!(%error, "filters that an agent which was killed has left, if any, are not removed");
+            None
+        }
+    }
+}
+
+/// Attaches the programs at the cgroup2 root. What does not go is off, with the reason.
+fn attach_to_cgroups(
+    programs: &mut NetworkPrograms,
+    identity: &Identity,
+    settings: &Settings,
+) -> Vec<(&'static str, v1::State, String)> {
+    let root = match identity.cgroups() {
+        Some(cgroups) => File::open(cgroups.root())
+            .map_err(|error| format!("cannot open {}: {error}", cgroups.root().display())),
+        None => Err("no cgroup2 hierarchy is mounted; see `orb8 doctor`".to_owned()),
+    };
+    CGROUP
+        .into_iter()
+        .map(|name| {
+            let (wanted, setting) =
+                if name == "orb8_tcp" { (settings.tcp_health, "tcp_health") } else { (settings.sockets, "sockets") };
+            if !wanted {
+                return (name, v1::State::Off, format!("switched off by the setting {setting}"));
+            }
+            let root = match &root {
+                Ok(root) => root,
+                Err(reason) => return (name, v1::State::Off, reason.clone()),
+            };
+            match programs.attach_to_cgroup(name, root) {
+                Ok(()) => (name, v1::State::Active, String::new()),
+                Err(error) => {
+                    warn!(program = name, %error, "a program is not attached");
+                    (name, v1::State::Failed, error.to_string())
+                }
+            }
+        })
+        .collect()
+}
+
+/// Largest message that a client may send: queries are small.
+const MAX_REQUEST: usize = 256 << 10;
+
+fn service(orbit: Orbit) -> OrbitServiceServer<Orbit> {
+    OrbitServiceServer::new(orbit).max_decoding_message_size(MAX_REQUEST)
+}
+
+async fn serve_in_process(
+    orbit: Orbit,
+    incoming: ReceiverStream<io::Result<DuplexStream>>,
+    stop: CancellationToken,
+) {
+    let server = Server::builder().add_service(service(orbit));
+    if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
+        warn!(%error, "the in-process service ended");
+    }
+}
+
+async fn serve_grpc(orbit: Orbit, listener: TcpListener, stop: CancellationToken) {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<OrbitServiceServer<Orbit>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1();
+    let mut server = Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .max_concurrent_streams(Some(64))
+        .add_service(health_service)
+        .add_service(service(orbit));
+    match reflection {
+        Ok(reflection) => server = server.add_service(reflection),
+        Err(error) => warn!(%error, "gRPC reflection is not served"),
+    }
+    let incoming = TcpListenerStream::new(listener);
+    if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
+        warn!(%error, "the gRPC service ended");
+    }
+}
