@@ -90,6 +90,12 @@ impl Core {
         }
     }
 
+    /// Drains now, without waiting for it: a flow map is half full.
+    pub(crate) fn drain_early(&self) {
+        // A full queue holds drains already.
+        let _ = self.commands.try_send(Command::Drain { done: None, force: true });
+    }
+
     /// As [`Core::refresh`], however short ago the last drain was.
     pub(crate) async fn barrier(&self) {
         let (done, wait) = oneshot::channel();

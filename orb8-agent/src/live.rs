@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use orb8_common::network::{Event, Hook, kind};
+use orb8_common::network::{Event, Hook, event, kind};
 use tokio::{
     io::unix::AsyncFd,
     sync::broadcast::{self, error::RecvError},
@@ -152,9 +152,13 @@ pub(crate) async fn read_ring(core: Arc<Core>, ring: EventRing, stop: Cancellati
             read += 1;
             if item.len() == size_of::<Event>() {
                 // SAFETY: the programs write this record, of this size, and any bytes are a valid one.
-                let event: Event = unsafe { item.as_ptr().cast::<Event>().read_unaligned() };
+                let record: Event = unsafe { item.as_ptr().cast::<Event>().read_unaligned() };
                 drop(item);
-                let _ = core.live.sender.send(Arc::new(named(&core, &event, clock)));
+                if record.kind == event::PRESSURE {
+                    core.drain_early();
+                    continue;
+                }
+                let _ = core.live.sender.send(Arc::new(named(&core, &record, clock)));
             }
             if read == BATCH {
                 break;

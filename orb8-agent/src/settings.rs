@@ -187,7 +187,7 @@ settings! {
     /// How far back queries can look.
     history: Duration = Duration::from_secs(300), between(Duration::from_secs(10), Duration::from_secs(3600));
     /// Memory for that history. The oldest goes first, and is counted.
-    history_bytes: ByteSize = ByteSize::mib(24), between(ByteSize::mib(1), ByteSize::mib(1024));
+    history_bytes: ByteSize = ByteSize::mib(40), between(ByteSize::mib(1), ByteSize::mib(1024));
     /// Flows in that history. The oldest goes first, and is counted.
     history_flows: u32 = 1_000_000, between(1024u32, 67_108_864u32);
     /// Interfaces to observe besides those of containers: names or patterns (`*`, `?`). May be repeated.

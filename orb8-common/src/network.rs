@@ -170,6 +170,16 @@ pub struct Control {
     pub events: u32,
 }
 
+/// How full one of the two flow maps is. User space zeroes it when it has emptied the map.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct EpochLoad {
+    /// Flows entered.
+    pub entered: u64,
+    /// 1: user space has been told that the map is half full.
+    pub told: u64,
+}
+
 /// Hooks, each with a row of [`HookStats`].
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -220,6 +230,8 @@ pub mod event {
     pub const FIN: u8 = 4;
     /// TCP RST.
     pub const RST: u8 = 5;
+    /// Not of a packet: the epoch's flow map is half full, and wants to be drained before its time.
+    pub const PRESSURE: u8 = 6;
 }
 
 /// One record of the event ring. 72 bytes.
@@ -267,6 +279,7 @@ mod tests {
         assert_eq!(size_of::<HookStats>(), 40);
         assert_eq!(size_of::<Event>(), 72);
         assert_eq!(size_of::<Control>(), 8);
+        assert_eq!(size_of::<EpochLoad>(), 16);
         assert_eq!(align_of::<FlowKey>(), 8);
     }
 

@@ -37,8 +37,8 @@ impl Default for HistoryLimits {
     fn default() -> Self {
         Self {
             span: Duration::from_secs(300),
-            bytes: 24 << 20,
-            flows: 131_072,
+            bytes: 40 << 20,
+            flows: 1_000_000,
             series: 2000,
         }
     }
@@ -185,7 +185,7 @@ impl History {
         let bytes = limits.bytes;
         let flows = limits
             .flows
-            .clamp(1, (bytes / 2 / FlowTable::memory_of(1)).max(1));
+            .clamp(1, (bytes / 4 * 3 / FlowTable::memory_of(1)).max(1));
         let quiet = u32::try_from(limits.span.as_secs()).unwrap_or(u32::MAX);
         Self {
             limits: HistoryLimits {
@@ -510,6 +510,14 @@ impl History {
     /// Brings memory below its bound: by merging in time, then by giving up the detail of flows that ended, then
     /// by forgetting; old before recent.
     fn relieve(&mut self) {
+        // Flows go before fine steps of time: segments get a third of the memory as long as they can be merged.
+        while self.segment_bytes > self.limits.bytes / 3 {
+            let old = self.segments.len().saturating_sub(RECENT);
+            let recent = self.segments.len().saturating_sub(1);
+            if !self.merge_best(old) && !self.merge_best(recent) {
+                break;
+            }
+        }
         while self.memory() > self.limits.bytes || self.segments.len() > MAX_SEGMENTS {
             let old = self.segments.len().saturating_sub(RECENT);
             let batch = (self.flows.detail() / 8).max(1024);

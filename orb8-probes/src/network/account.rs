@@ -172,6 +172,7 @@ fn enter_into(
     };
     match insert_or_add(flows, key, &first, amount) {
         Entered::New => {
+            note_load(control, amount.now);
             events::new_flow(key, control, amount.tcp_flags, amount.bytes as u32, amount.tgid, amount.now);
             return;
         }
@@ -191,6 +192,22 @@ fn enter_into(
             atomic::add(&raw mut (*stats).lost_bytes, amount.bytes);
         } else {
             atomic::add(&raw mut (*stats).remainder, 1);
+        }
+    }
+}
+
+/// Counts a flow that was entered, and asks for a drain when the map is half full.
+#[inline(always)]
+fn note_load(control: &Control, now: u64) {
+    let Some(load) = maps::LOAD.get_ptr_mut(control.epoch & 1) else { return };
+    // SAFETY: a map value. Two CPUs may both tell: once too often does no harm.
+    unsafe {
+        atomic::add(&raw mut (*load).entered, 1);
+        if (*load).entered >= u64::from(settings::FLOW_PRESSURE.get())
+            && (*load).told == 0
+            && events::ask_for_drain(now)
+        {
+            (*load).told = 1;
         }
     }
 }

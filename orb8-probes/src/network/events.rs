@@ -58,6 +58,15 @@ fn hash(key: &FlowKey) -> u64 {
     hash ^ hash >> 32
 }
 
+/// Wakes user space, to drain the flow maps before its time. False if the ring is full.
+#[inline(always)]
+pub(crate) fn ask_for_drain(now: u64) -> bool {
+    let mut record = Event { time_ns: now, kind: event::PRESSURE, ..Event::default() };
+    let ring = (&raw const maps::EVENTS).cast_mut().cast();
+    // SAFETY: a ring buffer map and a record of the length given.
+    unsafe { bpf_ringbuf_output(ring, (&raw mut record).cast(), size_of::<Event>() as u64, 0) == 0 }
+}
+
 /// Sends one record, or counts why not.
 #[inline(never)]
 pub(crate) fn send(key: &FlowKey, kind_and_flags: u32, bytes: u32, tgid: u32, now: u64) {

@@ -6,7 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use orb8_common::network::{
-    Comm, Control, FlowCounters, FlowKey, HOOKS, HookStats, RemainderKey, TcpHealth, TcpKey,
+    Comm, Control, EpochLoad, FlowCounters, FlowKey, HOOKS, HookStats, RemainderKey, TcpHealth, TcpKey,
 };
 use orb8_probes::network::parse::FragmentKey;
 
@@ -28,6 +28,10 @@ static FLOWS_0: HashMap<FlowKey, FlowCounters> = HashMap::with_max_entries(131_0
 static FLOWS_1: HashMap<FlowKey, FlowCounters> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
 /// Flows of an epoch.
 pub(crate) const FLOWS: Pair<FlowKey, FlowCounters> = [&FLOWS_0, &FLOWS_1];
+
+/// How full each of [`FLOWS`] is.
+#[map]
+pub(crate) static LOAD: Array<EpochLoad> = Array::with_max_entries(2, 0);
 
 #[map]
 static REMAINDER_0: HashMap<RemainderKey, FlowCounters> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);

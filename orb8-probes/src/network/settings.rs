@@ -38,6 +38,9 @@ pub(crate) static SELF_METRICS_PORT: Setting<u32> = Setting(0);
 /// 1: the agent listens on loopback only.
 #[unsafe(no_mangle)]
 pub(crate) static SELF_LOOPBACK: Setting<u32> = Setting(1);
+/// Flows in a map from which on user space is asked to drain it before its time.
+#[unsafe(no_mangle)]
+pub(crate) static FLOW_PRESSURE: Setting<u32> = Setting(65_536);
 /// Bytes of the event ring.
 #[unsafe(no_mangle)]
 pub(crate) static RING_BYTES: Setting<u32> = Setting(1 << 20);

@@ -62,7 +62,14 @@ fn socket_packet(skb: *mut __sk_buff, hook: Hook, kind: u8) -> i32 {
     if parse::raw(&frame, &mut packet, ethertype, gso) == Err(NotLinear) {
         copied_raw(skb, &mut packet, ethertype, gso);
     }
-    if is_self(&packet, kind) {
+    let key = &packet.key;
+    let is_self = key.protocol == protocol::TCP
+        && if kind & kind::EGRESS != 0 {
+            is_self(&key.src, key.sport, &key.dst, key.dport)
+        } else {
+            is_self(&key.dst, key.dport, &key.src, key.sport)
+        };
+    if is_self {
         // SAFETY: this CPU's slot of a map.
         unsafe { atomic::add(&raw mut (*stats).filtered, 1) };
         return PASS;
@@ -85,24 +92,18 @@ fn is_ours(skb: *mut __sk_buff) -> bool {
     cookie == settings::HOST_NETNS_COOKIE.get() || maps::SOCKET_NETNS.get_ptr(&cookie).is_some()
 }
 
-/// Whether it is a conversation with the agent itself.
+/// Whether a TCP connection is one with the agent itself.
 #[inline(always)]
-fn is_self(packet: &Packet, kind: u8) -> bool {
-    let key = &packet.key;
-    if key.protocol != protocol::TCP {
-        return false;
-    }
+pub(crate) fn is_self(local: &[u8; 16], local_port: u16, remote: &[u8; 16], remote_port: u16) -> bool {
     let is_port = |port: u16| {
         port != 0
             && (u32::from(port) == settings::SELF_GRPC_PORT.get()
                 || u32::from(port) == settings::SELF_METRICS_PORT.get())
     };
-    let local = if kind & kind::EGRESS != 0 { key.sport } else { key.dport };
-    let loopback = is_loopback(&key.src) && is_loopback(&key.dst);
-    if loopback {
-        is_port(key.sport) || is_port(key.dport)
+    if is_port(local_port) {
+        settings::SELF_LOOPBACK.get() == 0 || is_loopback(local)
     } else {
-        settings::SELF_LOOPBACK.get() == 0 && is_port(local)
+        is_port(remote_port) && is_loopback(local) && is_loopback(remote)
     }
 }
 

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use orb8_common::network::{Hook, TcpHealth, TcpKey};
 
-use crate::{atomic, maps, settings};
+use crate::{atomic, maps, settings, sockets::is_self};
 
 const TCP_CONNECT_CB: u32 = 3;
 const ACTIVE_ESTABLISHED_CB: u32 = 4;
@@ -132,6 +132,11 @@ fn record(ctx: &SockOpsContext, health: &TcpHealth) {
     let Some(stats) = maps::STATS.get_ptr_mut(Hook::Tcp as u32) else { return };
     // SAFETY: this CPU's slot of a map.
     unsafe { atomic::add(&raw mut (*stats).seen, 1) };
+    if is_self(&key.local, key.local_port, &key.remote, key.remote_port) {
+        // SAFETY: as above.
+        unsafe { atomic::add(&raw mut (*stats).filtered, 1) };
+        return;
+    }
     // SAFETY: a map value; user space writes it as one word.
     let epoch = unsafe { (*control).epoch };
     let recorded = if epoch & 1 == 0 {

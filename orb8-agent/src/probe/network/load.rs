@@ -13,7 +13,7 @@ use aya::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, Program, ProgramError, SchedClassifier, SockOps,
     },
 };
-use orb8_common::network::{Comm, Control, HOOKS, Hook, HookStats};
+use orb8_common::network::{Comm, Control, EpochLoad, HOOKS, Hook, HookStats};
 
 use super::OBJECT;
 use crate::{
@@ -157,6 +157,24 @@ pub struct EpochMaps {
     pub remainder: [OwnedFd; 2],
     /// TCP health.
     pub tcp: [OwnedFd; 2],
+    /// How full the flow maps are.
+    pub(crate) load: LoadMap,
+}
+
+/// How full the flow maps are, by epoch.
+pub(crate) struct LoadMap(Array<MapData, Shared<EpochLoad>>);
+
+impl std::fmt::Debug for LoadMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoadMap").finish_non_exhaustive()
+    }
+}
+
+impl LoadMap {
+    /// The map of this epoch is empty.
+    pub(crate) fn reset(&mut self, epoch: u32) -> Result<(), MapError> {
+        self.0.set(epoch, Shared(EpochLoad::default()), 0)
+    }
 }
 
 /// Which process made a socket, and the names of those processes.
@@ -234,6 +252,7 @@ impl Network {
         let (coarse, atomic_or) = (flag(features.coarse_clock), flag(features.atomic_or));
         let (grpc, metrics) = (u32::from(options.grpc_port), u32::from(options.metrics_port));
         let loopback = flag(options.loopback_only);
+        let pressure = options.flow_entries / 2;
         let mut ebpf = EbpfLoader::new()
             // Nothing in the object needs the kernel's own types.
             .btf(None)
@@ -246,6 +265,7 @@ impl Network {
             .override_global("SELF_METRICS_PORT", &metrics, true)
             .override_global("SELF_LOOPBACK", &loopback, true)
             .override_global("RING_BYTES", &options.ring_bytes, true)
+            .override_global("FLOW_PRESSURE", &pressure, true)
             .map_max_entries("FLOWS_0", options.flow_entries)
             .map_max_entries("FLOWS_1", options.flow_entries)
             .map_max_entries("EVENTS", options.ring_bytes)
@@ -268,6 +288,7 @@ impl Network {
             flows: [fd("FLOWS_0")?, fd("FLOWS_1")?],
             remainder: [fd("REMAINDER_0")?, fd("REMAINDER_1")?],
             tcp: [fd("TCP_0")?, fd("TCP_1")?],
+            load: LoadMap(typed(&mut ebpf, "LOAD")?),
         };
         let control = typed(&mut ebpf, "CONTROL")?;
         let stats = typed(&mut ebpf, "STATS")?;
