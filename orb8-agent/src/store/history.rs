@@ -717,7 +717,7 @@ impl History {
     /// Ledger rows of this stage, each `seen = counted + filtered + lost`:
     /// `flow_table` (packets that have, or had, a flow of their own in the history; lost is detail, for the
     /// counts are in remainders), `history` (packets kept for the whole span) and `tcp_health` (records that
-    /// found their flow).
+    /// found their flow; filtered are those of connections that pass no observed point).
     #[must_use]
     pub fn ledger(&self) -> Vec<v1::LedgerRow> {
         let Counts {
@@ -762,14 +762,16 @@ impl History {
                 evicted.bytes,
                 "the history is shorter than asked for, totals are exact; raise the history's memory",
             ),
-            row(
-                "tcp_health",
-                "records",
-                self.counts.health_matched + unmatched,
-                unmatched,
-                0,
-                "RTT and retransmits of connections whose packets no probe saw leave",
-            ),
+            // Sockets of every network namespace report; connections inside one never pass a point.
+            v1::LedgerRow {
+                family: "network".to_owned(),
+                stage: "tcp_health".to_owned(),
+                unit: "records".to_owned(),
+                seen: self.counts.health_matched + unmatched,
+                counted: self.counts.health_matched,
+                filtered: unmatched,
+                ..v1::LedgerRow::default()
+            },
         ]
     }
 

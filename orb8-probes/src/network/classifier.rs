@@ -62,18 +62,21 @@ fn classify(skb: *mut __sk_buff, hook: Hook, direction: u8, link: Link) -> i32 {
         ((*skb).vlan_present, (*skb).gso_size != 0, (*skb).ifindex, u16::from_be((*skb).protocol as u16))
     };
     let tag_len = if vlan_present != 0 { 4 } else { 0 };
-    let mut packet = Packet::default();
+    let Some(packet) = maps::PACKET.get_ptr_mut(hook as u32) else { return NEXT };
+    // SAFETY: this CPU's slot of a map; see there.
+    let packet = unsafe { &mut *packet };
+    *packet = Packet::default();
     let parsed = match link {
-        Link::Ethernet => parse::ethernet(&frame, &mut packet, tag_len, gso),
-        Link::Raw => parse::raw(&frame, &mut packet, ethertype, gso),
+        Link::Ethernet => parse::ethernet(&frame, packet, tag_len, gso),
+        Link::Raw => parse::raw(&frame, packet, ethertype, gso),
     };
     if parsed == Err(NotLinear) {
         match link {
-            Link::Ethernet => copied_ethernet(skb, &mut packet, tag_len, gso),
-            Link::Raw => copied_raw(skb, &mut packet, ethertype, gso),
+            Link::Ethernet => copied_ethernet(skb, packet, tag_len, gso),
+            Link::Raw => copied_raw(skb, packet, ethertype, gso),
         }
     }
-    account(skb, &mut packet, u64::from(ifindex), direction, stats, || 0);
+    account(skb, packet, u64::from(ifindex), direction, stats, || 0);
     NEXT
 }
 

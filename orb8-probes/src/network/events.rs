@@ -3,7 +3,7 @@
 //! A full ring costs liveness, never counts. New-flow records are thinned out when the ring is more than 80 %
 //! full, so that there is room for SYN, FIN and RST, which never are.
 
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ringbuf_output, bpf_ringbuf_query};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ringbuf_query};
 use orb8_common::network::{Control, Event, FlowKey, Hook, event, protocol};
 
 use crate::{
@@ -61,10 +61,10 @@ fn hash(key: &FlowKey) -> u64 {
 /// Wakes user space, to drain the flow maps before its time. False if the ring is full.
 #[inline(always)]
 pub(crate) fn ask_for_drain(now: u64) -> bool {
-    let mut record = Event { time_ns: now, kind: event::PRESSURE, ..Event::default() };
-    let ring = (&raw const maps::EVENTS).cast_mut().cast();
-    // SAFETY: a ring buffer map and a record of the length given.
-    unsafe { bpf_ringbuf_output(ring, (&raw mut record).cast(), size_of::<Event>() as u64, 0) == 0 }
+    let Some(mut record) = maps::EVENTS.reserve::<Event>(0) else { return false };
+    record.write(Event { time_ns: now, kind: event::PRESSURE, ..Event::default() });
+    record.submit(0);
+    true
 }
 
 /// Sends one record, or counts why not.
@@ -88,15 +88,13 @@ pub(crate) fn send(key: &FlowKey, kind_and_flags: u32, bytes: u32, tgid: u32, no
             return;
         }
     }
-    let mut record = Event { key: *key, time_ns: now, bytes, tgid, kind, tcp_flags, weight, reserved: 0 };
-    // SAFETY: a ring buffer map and a record of the length given.
-    let sent = unsafe {
-        bpf_ringbuf_output(ring, (&raw mut record).cast(), size_of::<Event>() as u64, 0)
-    };
-    if sent != 0 {
+    let Some(mut record) = maps::EVENTS.reserve::<Event>(0) else {
         // SAFETY: this CPU's slot of a map.
         unsafe { atomic::add(&raw mut (*stats).lost, 1) };
-    }
+        return;
+    };
+    record.write(Event { key: *key, time_ns: now, bytes, tgid, kind, tcp_flags, weight, reserved: 0 });
+    record.submit(0);
 }
 
 /// One in how many new-flow records is sent: 1 up to 80 % of the ring, then 4, 16 and 64; a power of two.

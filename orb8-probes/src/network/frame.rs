@@ -33,6 +33,8 @@ impl Direct<'_> {
 }
 
 impl Frame for Direct<'_> {
+    const WALKS_EXTENSIONS: bool = false;
+
     #[inline(always)]
     fn len(&self) -> u32 {
         self.len

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use orb8_common::network::{
     Comm, Control, EpochLoad, FlowCounters, FlowKey, HOOKS, HookStats, RemainderKey, TcpHealth, TcpKey,
 };
-use orb8_probes::network::parse::FragmentKey;
+use orb8_probes::network::parse::{FragmentKey, Packet};
 
 /// The two maps that take turns. Not preallocated: memory follows what is active, and a map is emptied only when no
 /// program uses it any more, so an entry is never reused under a program's hands.
@@ -28,6 +28,12 @@ static FLOWS_0: HashMap<FlowKey, FlowCounters> = HashMap::with_max_entries(131_0
 static FLOWS_1: HashMap<FlowKey, FlowCounters> = HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
 /// Flows of an epoch.
 pub(crate) const FLOWS: Pair<FlowKey, FlowCounters> = [&FLOWS_0, &FLOWS_1];
+
+/// The packet that a classifier has in hand: one slot a hook. In a map, so that the verifier forgets by which path it
+/// was parsed (it would follow each path to the end otherwise), and off the stack. Classifiers run with bottom halves
+/// off: one at a time on a CPU.
+#[map]
+pub(crate) static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(2, 0);
 
 /// How full each of [`FLOWS`] is.
 #[map]

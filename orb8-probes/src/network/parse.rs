@@ -22,6 +22,11 @@ pub struct NotLinear;
 
 /// A frame that headers are read from.
 pub trait Frame {
+    /// Whether IPv6 extension headers are walked. Direct loads at offsets that depend on what was loaded before are
+    /// what the verifier follows path by path, up to a million instructions: a frame that says no gives
+    /// [`NotLinear`] instead.
+    const WALKS_EXTENSIONS: bool = true;
+
     /// Length of the frame in bytes, link-layer header included.
     fn len(&self) -> u32;
 
@@ -286,6 +291,9 @@ fn ipv6<F: Frame>(frame: &F, packet: &mut Packet, offset: u32, gso: bool) -> Res
         }
     }
     if is_extension(next) {
+        if !F::WALKS_EXTENSIONS {
+            return Err(NotLinear);
+        }
         extensions(frame, packet, offset)
     } else {
         packet.header_len += IPV6;

@@ -240,7 +240,7 @@ pub(crate) const RAW: [&str; 2] = ["orb8_raw_in", "orb8_raw_out"];
 pub(crate) const CGROUP: [&str; 4] = ["orb8_sock_in", "orb8_sock_out", "orb8_sock_new", "orb8_tcp"];
 
 impl Network {
-    /// Loads the object and its classifiers. Nothing is attached yet.
+    /// Loads the object and its classifiers for Ethernet interfaces. Nothing is attached yet.
     ///
     /// # Errors
     /// [`LoadError`], with the end of the verifier's log where it is the verifier.
@@ -270,8 +270,8 @@ impl Network {
             .map_max_entries("FLOWS_1", options.flow_entries)
             .map_max_entries("EVENTS", options.ring_bytes)
             .load(OBJECT)?;
-        for name in ETHERNET.into_iter().chain(RAW) {
-            classifier(&mut ebpf, name)?.load().map_err(|source| LoadError::Program { name, source })?;
+        for name in ETHERNET {
+            classifier(&mut ebpf, name)?;
         }
 
         let mut maps = Vec::new();
@@ -323,8 +323,13 @@ fn map_fd(map: &Map) -> Option<BorrowedFd<'_>> {
     }
 }
 
+/// The classifier, loaded if it was not: those for interfaces without link-layer header are rarely needed.
 fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, LoadError> {
-    program(ebpf, name)
+    let classifier: &mut SchedClassifier = program(ebpf, name)?;
+    if classifier.fd().is_err() {
+        classifier.load().map_err(|source| LoadError::Program { name, source })?;
+    }
+    Ok(classifier)
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
@@ -349,7 +354,7 @@ impl NetworkPrograms {
         self.ebpf.as_mut().ok_or(LoadError::Missing(name))
     }
 
-    /// A loaded classifier.
+    /// A classifier, loaded.
     ///
     /// # Errors
     /// If the object has no such program.
