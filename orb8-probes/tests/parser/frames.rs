@@ -478,6 +478,8 @@ fn fragments(cases: &mut Vec<Case>) {
         ("ipv4-first-fragment", 0x2000, Fragment::First),
         ("ipv4-middle-fragment", 0x2008, Fragment::Later),
         ("ipv4-last-fragment", 0x0010, Fragment::Later),
+        ("ipv4-fragment-at-8", 0x0001, Fragment::Later),
+        ("ipv4-fragment-at-32768", 0x1000, Fragment::Later),
     ] {
         let packet = ipv4(&[], field, UDP, &udp());
         let whole = if part == Fragment::First {
@@ -500,6 +502,8 @@ fn fragments(cases: &mut Vec<Case>) {
         ("ipv6-first-fragment", FIRST, Fragment::First),
         ("ipv6-middle-fragment", MIDDLE, Fragment::Later),
         ("ipv6-last-fragment", LAST, Fragment::Later),
+        ("ipv6-fragment-at-8", 8, Fragment::Later),
+        ("ipv6-fragment-at-32768", 0x8000, Fragment::Later),
     ] {
         let packet = ipv6(44, &fragment(UDP, place, &udp()));
         let whole = if part == Fragment::First {
