@@ -95,7 +95,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             .env("ORB8_FUZZ_SEEDS", &seeds)
             .arg(format!("-max_total_time={}", options.seconds))
             // An input that takes this many seconds hangs.
-            .args(["-timeout=10", "-max_len=512", "-print_final_stats=1"])
+            .args([
+                "-timeout=10",
+                "-max_len=512",
+                "-verbosity=0",
+                "-print_final_stats=1",
+            ])
             .args([&corpus, &seeds]);
     } else {
         fuzzer.args(&options.inputs);
