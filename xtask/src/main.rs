@@ -1,6 +1,7 @@
 //! Developer tasks of orb8: `cargo xtask --help`.
 
 mod build_ebpf;
+mod fuzz;
 
 use clap::{Parser, Subcommand};
 
@@ -16,10 +17,13 @@ struct Arguments {
 enum Task {
     /// Build the eBPF objects that the agent embeds.
     BuildEbpf(build_ebpf::Options),
+    /// Fuzz the code that reads hostile bytes.
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::BuildEbpf(options) => build_ebpf::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
     }
 }

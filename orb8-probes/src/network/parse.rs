@@ -21,6 +21,7 @@ pub enum LoadError {
 pub struct NotLinear;
 
 /// A frame that headers are read from.
+#[expect(clippy::len_without_is_empty, reason = "nobody asks")]
 pub trait Frame {
     /// Whether IPv6 extension headers are walked. Direct loads at offsets that depend on what was loaded before are
     /// what the verifier follows path by path, up to a million instructions: a frame that says no gives
@@ -57,7 +58,7 @@ pub struct FragmentKey {
     pub src: [u8; 16],
     /// Destination address.
     pub dst: [u8; 16],
-    /// Identification, as on the wire.
+    /// Identification.
     pub id: u32,
     /// Protocol of the fragmented packet.
     pub protocol: u32,
@@ -86,7 +87,7 @@ pub struct Packet {
     pub padding: u32,
     /// Headers that each segment of a super-packet repeats: link, IP and transport.
     pub header_len: u32,
-    /// Identification of the fragmented packet, as on the wire.
+    /// Identification of the fragmented packet; 0 for others.
     pub fragment_id: u32,
     /// Part in fragmentation.
     pub fragment: Fragment,
@@ -243,7 +244,7 @@ fn ipv4<F: Frame>(frame: &F, packet: &mut Packet, offset: u32, gso: bool) -> Res
     if total >= header_len && total <= available {
         packet.l3_bytes = total;
         packet.padding = available - total;
-    } else if !(total == 0 && gso) {
+    } else if !(total == 0 && gso && header_len <= available) {
         // Length 0 is how the kernel writes super-packets of more than 64 KiB (BIG TCP).
         packet.key.kind |= kind::MALFORMED;
     }
@@ -328,11 +329,16 @@ fn is_extension(next: u8) -> bool {
 /// packet's protocol is the first extension header's number.
 #[inline(always)]
 fn extensions<F: Frame>(frame: &F, packet: &mut Packet, ip: u32) -> Result<(), NotLinear> {
+    let end = ip + packet.l3_bytes;
     let mut at = ip + IPV6;
     let mut walked = 0;
     while walked < MAX_EXTENSIONS && is_extension(packet.key.protocol) {
         let next = packet.key.protocol;
-        // All are at least 8 bytes long.
+        // All are at least 8 bytes long; padding is not read as one.
+        if at + 8 > end {
+            packet.key.kind |= kind::MALFORMED;
+            return Ok(());
+        }
         let Some(header) = reach(frame.load::<[u16; 4]>(at))? else {
             packet.key.kind |= kind::MALFORMED;
             return Ok(());
@@ -349,7 +355,8 @@ fn extensions<F: Frame>(frame: &F, packet: &mut Packet, ip: u32) -> Result<(), N
             let place = u16::from_be(header[1]);
             // An "atomic" fragment (RFC 6946) has neither offset nor more to come: it is whole.
             if place & 0xfff9 != 0 {
-                packet.fragment_id = (header[2] as u32) << 16 | header[3] as u32;
+                let [high, low] = [u16::from_be(header[2]), u16::from_be(header[3])];
+                packet.fragment_id = (high as u32) << 16 | low as u32;
                 if place & 0xfff8 != 0 {
                     packet.fragment = Fragment::Later;
                     break;
@@ -358,6 +365,10 @@ fn extensions<F: Frame>(frame: &F, packet: &mut Packet, ip: u32) -> Result<(), N
             }
         }
         walked += 1;
+    }
+    if at > end {
+        packet.key.kind |= kind::MALFORMED;
+        return Ok(());
     }
     packet.header_len += at - ip;
     transport(frame, packet, at, ip)
