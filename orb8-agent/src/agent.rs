@@ -15,12 +15,7 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use orb8_proto::{DESCRIPTORS, v1, v1::orbit_service_server::OrbitServiceServer};
-use tokio::{
-    io::DuplexStream,
-    net::TcpListener,
-    sync::mpsc as async_mpsc,
-    task::JoinHandle,
-};
+use tokio::{io::DuplexStream, net::TcpListener, sync::mpsc as async_mpsc, task::JoinHandle};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
@@ -124,19 +119,42 @@ impl Agent {
     pub async fn start(settings: &Settings, listen: Listen) -> Result<Self, AgentError> {
         let preflight = Preflight::run();
         if preflight.verdict() == Verdict::Fatal {
-            let fatal = preflight.findings.into_iter().filter(|finding| finding.verdict == Verdict::Fatal);
+            let fatal = preflight
+                .findings
+                .into_iter()
+                .filter(|finding| finding.verdict == Verdict::Fatal);
             return Err(AgentError::Preflight(fatal.collect()));
         }
-        for finding in preflight.findings.iter().filter(|finding| finding.verdict == Verdict::Degraded) {
+        for finding in preflight
+            .findings
+            .iter()
+            .filter(|finding| finding.verdict == Verdict::Degraded)
+        {
             info!(check = finding.name, advice = finding.advice, "{}", finding.found);
         }
         // Bind first: a port that is taken is the likeliest mistake, and costs nothing to find.
         let (grpc, metrics) = match listen {
             Listen::InProcess => (None, None),
             Listen::Network => (
-                Some(bind("gRPC", settings.grpc_address, settings.grpc_port, "ORB8_GRPC_PORT").await?),
+                Some(
+                    bind(
+                        "gRPC",
+                        settings.grpc_address,
+                        settings.grpc_port,
+                        "ORB8_GRPC_PORT",
+                    )
+                    .await?,
+                ),
                 if settings.metrics {
-                    Some(bind("metrics", settings.metrics_address, settings.metrics_port, "ORB8_METRICS_PORT").await?)
+                    Some(
+                        bind(
+                            "metrics",
+                            settings.metrics_address,
+                            settings.metrics_port,
+                            "ORB8_METRICS_PORT",
+                        )
+                        .await?,
+                    )
                 } else {
                     None
                 },
@@ -153,11 +171,21 @@ impl Agent {
                 ring_bytes,
                 grpc_port: grpc_address.map_or(0, |address| address.port()),
                 metrics_port: metrics_address.map_or(0, |address| address.port()),
-                loopback_only: [grpc_address, metrics_address].into_iter().flatten().all(|a| a.ip().is_loopback()),
+                loopback_only: [grpc_address, metrics_address]
+                    .into_iter()
+                    .flatten()
+                    .all(|a| a.ip().is_loopback()),
             },
             features,
         )?;
-        let Network { mut programs, epochs, control, counters, events, mut processes } = network;
+        let Network {
+            mut programs,
+            epochs,
+            control,
+            counters,
+            events,
+            mut processes,
+        } = network;
         let mut identity = Identity::new(IdentityOptions {
             sockets_of_all_namespaces: !features.netns_cookie_in_cgroup_skb,
             ..IdentityOptions::default()
@@ -194,7 +222,10 @@ impl Agent {
             started_ns,
             settings: settings.describe(),
             checks: preflight.findings.iter().cloned().map(Into::into).collect(),
-            limits: LimitSettings { flow_entries: settings.flow_entries, ring_bytes },
+            limits: LimitSettings {
+                flow_entries: settings.flow_entries,
+                ring_bytes,
+            },
             programs: Mutex::new(programs),
             cgroup_programs,
             points: Mutex::new(Points::default()),
@@ -216,8 +247,12 @@ impl Agent {
             ready: AtomicBool::new(false),
         });
         let stop = CancellationToken::new();
-        let pipeline =
-            Pipeline::new(core.clone(), EpochDrain::new(epochs, control), processes, settings.interval);
+        let pipeline = Pipeline::new(
+            core.clone(),
+            EpochDrain::new(epochs, control),
+            processes,
+            settings.interval,
+        );
         let pipeline = thread::Builder::new()
             .name("orb8-pipeline".to_owned())
             .spawn(move || pipeline.run(&receiver))
@@ -234,19 +269,33 @@ impl Agent {
             _clsact: clsact,
         };
 
-        let mut follower =
-            Follower { core: core.clone(), watcher, patterns: settings.interface.clone(), mechanism };
+        let mut follower = Follower {
+            core: core.clone(),
+            watcher,
+            patterns: settings.interface.clone(),
+            mechanism,
+        };
         follower.first().await?;
         agent.tasks.push(tokio::spawn(follower.run(stop.clone())));
-        agent.tasks.push(tokio::spawn(live::read_ring(core.clone(), events, stop.clone())));
+        agent
+            .tasks
+            .push(tokio::spawn(live::read_ring(core.clone(), events, stop.clone())));
 
         let orbit = Orbit::new(core.clone(), stop.clone());
-        agent.tasks.push(tokio::spawn(serve_in_process(orbit.clone(), ReceiverStream::new(incoming), stop.clone())));
+        agent.tasks.push(tokio::spawn(serve_in_process(
+            orbit.clone(),
+            ReceiverStream::new(incoming),
+            stop.clone(),
+        )));
         if let Some(listener) = grpc {
-            agent.tasks.push(tokio::spawn(serve_grpc(orbit, listener, stop.clone())));
+            agent
+                .tasks
+                .push(tokio::spawn(serve_grpc(orbit, listener, stop.clone())));
         }
         if let Some(listener) = metrics {
-            agent.tasks.push(tokio::spawn(http::serve(core.clone(), listener, stop)));
+            agent
+                .tasks
+                .push(tokio::spawn(http::serve(core.clone(), listener, stop)));
         }
         core.ready.store(true, Ordering::Release);
         Ok(agent)
@@ -274,10 +323,9 @@ impl Agent {
                 let connections = connections.clone();
                 async move {
                     let (ours, theirs) = tokio::io::duplex(DUPLEX_BYTES);
-                    connections
-                        .send(Ok(theirs))
-                        .await
-                        .map_err(|_| io::Error::new(io::ErrorKind::ConnectionRefused, "the agent has stopped"))?;
+                    connections.send(Ok(theirs)).await.map_err(|_| {
+                        io::Error::new(io::ErrorKind::ConnectionRefused, "the agent has stopped")
+                    })?;
                     Ok::<_, io::Error>(TokioIo::new(ours))
                 }
             },
@@ -326,7 +374,12 @@ async fn bind(
     let address = SocketAddr::new(ip, port);
     TcpListener::bind(address)
         .await
-        .map_err(|source| AgentError::Listen { what, address, setting, source })
+        .map_err(|source| AgentError::Listen {
+            what,
+            address,
+            setting,
+            source,
+        })
 }
 
 fn kernel_release() -> String {
@@ -338,12 +391,20 @@ fn kernel_release() -> String {
 /// Removes what an agent that was killed has left; tcx and cgroup links leave nothing.
 fn sweep_leftovers() -> Option<ClsactGuard> {
     let names: Vec<String> = nix::net::if_::if_nameindex()
-        .map(|interfaces| interfaces.iter().map(|i| i.name().to_string_lossy().into_owned()).collect())
+        .map(|interfaces| {
+            interfaces
+                .iter()
+                .map(|i| i.name().to_string_lossy().into_owned())
+                .collect()
+        })
         .unwrap_or_default();
     match sweep(names.iter().map(String::as_str)) {
         Ok((guard, removed)) => {
             if removed > 0 {
-                info!(removed, "removed clsact filters that an agent which was killed had left");
+                info!(
+                    removed,
+                    "removed clsact filters that an agent which was killed had left"
+                );
             }
             Some(guard)
         }
@@ -368,10 +429,17 @@ fn attach_to_cgroups(
     CGROUP
         .into_iter()
         .map(|name| {
-            let (wanted, setting) =
-                if name == "orb8_tcp" { (settings.tcp_health, "tcp_health") } else { (settings.sockets, "sockets") };
+            let (wanted, setting) = if name == "orb8_tcp" {
+                (settings.tcp_health, "tcp_health")
+            } else {
+                (settings.sockets, "sockets")
+            };
             if !wanted {
-                return (name, v1::State::Off, format!("switched off by the setting {setting}"));
+                return (
+                    name,
+                    v1::State::Off,
+                    format!("switched off by the setting {setting}"),
+                );
             }
             let root = match &root {
                 Ok(root) => root,
@@ -401,7 +469,10 @@ async fn serve_in_process(
     stop: CancellationToken,
 ) {
     let server = Server::builder().add_service(service(orbit));
-    if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
+    if let Err(error) = server
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+        .await
+    {
         warn!(%error, "the in-process service ended");
     }
 }
@@ -423,7 +494,10 @@ async fn serve_grpc(orbit: Orbit, listener: TcpListener, stop: CancellationToken
         Err(error) => warn!(%error, "gRPC reflection is not served"),
     }
     let incoming = TcpListenerStream::new(listener);
-    if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
+    if let Err(error) = server
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+        .await
+    {
         warn!(%error, "the gRPC service ended");
     }
 }

@@ -85,7 +85,14 @@ impl Core {
     pub(crate) async fn refresh(&self) {
         let (done, wait) = oneshot::channel();
         // A full queue holds drains already; a pipeline that has ended drained all.
-        if self.commands.try_send(Command::Drain { done: Some(done), force: false }).is_ok() {
+        if self
+            .commands
+            .try_send(Command::Drain {
+                done: Some(done),
+                force: false,
+            })
+            .is_ok()
+        {
             let _ = wait.await;
         }
     }
@@ -93,13 +100,23 @@ impl Core {
     /// Drains now, without waiting for it: a flow map is half full.
     pub(crate) fn drain_early(&self) {
         // A full queue holds drains already.
-        let _ = self.commands.try_send(Command::Drain { done: None, force: true });
+        let _ = self.commands.try_send(Command::Drain {
+            done: None,
+            force: true,
+        });
     }
 
     /// As [`Core::refresh`], however short ago the last drain was.
     pub(crate) async fn barrier(&self) {
         let (done, wait) = oneshot::channel();
-        if self.commands.try_send(Command::Drain { done: Some(done), force: true }).is_ok() {
+        if self
+            .commands
+            .try_send(Command::Drain {
+                done: Some(done),
+                force: true,
+            })
+            .is_ok()
+        {
             let _ = wait.await;
         }
     }

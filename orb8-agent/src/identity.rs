@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use self::cgroup_netns::CgroupNetns;
 use self::{
     addresses::HostAddresses,
     cgroup::CgroupName,
@@ -23,15 +24,14 @@ pub use self::{
     netns::own_netns_cookie,
     processes::{Comm, SocketProcess},
 };
-use self::cgroup_netns::CgroupNetns;
 use crate::interfaces::{Interface, Role};
 
 mod addresses;
 pub mod cgroup;
+mod cgroup_netns;
 pub mod cgroups;
 mod error;
 mod netns;
-mod cgroup_netns;
 pub mod owner;
 mod pace;
 mod processes;
@@ -289,7 +289,11 @@ impl Identity {
     #[must_use]
     pub fn is_in_other_netns(&mut self, cgroup_id: u64) -> bool {
         let path = self.cgroups.as_ref().and_then(|cgroups| {
-            Some(cgroups.root().join(cgroups.path(cgroup_id)?.trim_start_matches('/')))
+            Some(
+                cgroups
+                    .root()
+                    .join(cgroups.path(cgroup_id)?.trim_start_matches('/')),
+            )
         });
         match path.and_then(|path| self.netns.is_other(&path)) {
             Some(other) => other,

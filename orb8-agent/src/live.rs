@@ -70,7 +70,10 @@ impl Live {
             core.live.control.update(|control| control.events = 1)?;
         }
         *listeners += 1;
-        Ok(Subscription { receiver: core.live.sender.subscribe(), core: core.clone() })
+        Ok(Subscription {
+            receiver: core.live.sender.subscribe(),
+            core: core.clone(),
+        })
     }
 
     /// Fullest that the ring was since the last call, in bytes.
@@ -199,22 +202,35 @@ fn named(core: &Core, event: &Event, clock: KernelClock) -> LiveEvent {
     } else {
         let points = lock(&core.points);
         match points.get(u32::try_from(key.point).unwrap_or(0)) {
-            Some(point) => {
-                (Some(point.owner.clone()), point.is_inverted(), Some(point.interface.name.clone()))
-            }
+            Some(point) => (
+                Some(point.owner.clone()),
+                point.is_inverted(),
+                Some(point.interface.name.clone()),
+            ),
             None => (Some(Owner::default()), false, None),
         }
     };
     let direction = Direction::of(key.kind, inverted);
-    let (local, remote) =
-        if direction == Direction::Egress { (&key.src, &key.dst) } else { (&key.dst, &key.src) };
-    let port = if direction == Direction::Egress { key.sport } else { key.dport };
+    let (local, remote) = if direction == Direction::Egress {
+        (&key.src, &key.dst)
+    } else {
+        (&key.dst, &key.src)
+    };
+    let port = if direction == Direction::Egress {
+        key.sport
+    } else {
+        key.dport
+    };
     let is_ip = key.kind & (kind::IPV4 | kind::IPV6) != 0;
     let mut identity = lock(&core.identity);
     let owner = owner.unwrap_or_else(|| {
         identity.socket_owner(key.point, event.tgid, None, Some((key.protocol, ip(local), port)))
     });
-    let peer = if is_ip { identity.address_owner(ip(remote)) } else { Owner::default() };
+    let peer = if is_ip {
+        identity.address_owner(ip(remote))
+    } else {
+        Owner::default()
+    };
     LiveEvent {
         key,
         direction,
@@ -231,5 +247,7 @@ fn named(core: &Core, event: &Event, clock: KernelClock) -> LiveEvent {
 
 /// Records that the ring had no room for, and that sampling left out, since the start.
 pub(crate) fn ring_losses(core: &Core) -> (u64, u64) {
-    core.counters.hook(Hook::Events).map_or((0, 0), |stats| (stats.lost, stats.filtered))
+    core.counters
+        .hook(Hook::Events)
+        .map_or((0, 0), |stats| (stats.lost, stats.filtered))
 }

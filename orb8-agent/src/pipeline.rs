@@ -33,7 +33,10 @@ use crate::{
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Drain now; `done` hears when it is done. Unless `force`, a drain of the last [`FRESH`] will do.
-    Drain { done: Option<oneshot::Sender<()>>, force: bool },
+    Drain {
+        done: Option<oneshot::Sender<()>>,
+        force: bool,
+    },
     /// Drain once more and end.
     Stop,
 }
@@ -57,7 +60,12 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
-    pub(crate) fn new(core: Arc<Core>, drain: EpochDrain, processes: SocketProcesses, interval: Duration) -> Self {
+    pub(crate) fn new(
+        core: Arc<Core>,
+        drain: EpochDrain,
+        processes: SocketProcesses,
+        interval: Duration,
+    ) -> Self {
         let enricher = Enricher {
             core: core.clone(),
             processes,
@@ -65,7 +73,12 @@ impl Pipeline {
             flows: Vec::with_capacity(BATCH),
             flushed: Instant::now(),
         };
-        Self { core, drain, enricher, interval }
+        Self {
+            core,
+            drain,
+            enricher,
+            interval,
+        }
     }
 
     /// Runs until [`Command::Stop`], or until nobody can send commands any more.
@@ -100,16 +113,24 @@ impl Pipeline {
     /// Ends an epoch and stores it.
     fn epoch(&mut self) {
         self.enricher.before();
-        let counted: u64 = [Hook::TcIngress, Hook::TcEgress, Hook::SocketIngress, Hook::SocketEgress]
-            .into_iter()
-            .filter_map(|hook| self.core.counters.hook(hook).ok())
-            .map(|stats| stats.seen - stats.filtered - stats.lost)
-            .sum();
+        let counted: u64 = [
+            Hook::TcIngress,
+            Hook::TcEgress,
+            Hook::SocketIngress,
+            Hook::SocketEgress,
+        ]
+        .into_iter()
+        .filter_map(|hook| self.core.counters.hook(hook).ok())
+        .map(|stats| stats.seen - stats.filtered - stats.lost)
+        .sum();
         let ended = self.drain.drain(&mut self.enricher);
         self.enricher.flush();
         match ended {
             Ok(ended) => {
-                self.core.drains.counted_in_kernel.store(counted, Ordering::Relaxed);
+                self.core
+                    .drains
+                    .counted_in_kernel
+                    .store(counted, Ordering::Relaxed);
                 self.enricher.commit(ended);
             }
             Err(error) => {
@@ -199,12 +220,28 @@ impl Enricher {
                 caches: &mut self.caches,
             };
             if key.kind & kind::SOCKET != 0 && resolver.is_foreign(key.point) {
-                core.drains.foreign.fetch_add(counters.frames(), Ordering::Relaxed);
+                core.drains
+                    .foreign
+                    .fetch_add(counters.frames(), Ordering::Relaxed);
                 continue;
             }
             let (owner, direction, point) = resolver.reporter(&key, &counters);
-            let peer = resolver.peer(if direction == Direction::Egress { &key.dst } else { &key.src }, &key);
-            store.history.add_flow(&Observation { key: &key, counters: &counters, owner, peer, direction, point });
+            let peer = resolver.peer(
+                if direction == Direction::Egress {
+                    &key.dst
+                } else {
+                    &key.src
+                },
+                &key,
+            );
+            store.history.add_flow(&Observation {
+                key: &key,
+                counters: &counters,
+                owner,
+                peer,
+                direction,
+                point,
+            });
         }
         core.drains.drained.fetch_add(drained, Ordering::Relaxed);
     }
@@ -233,8 +270,15 @@ impl EpochSink for Enricher {
         let mut points = lock(&core.points);
         let mut identity = lock(&core.identity);
         let mut store = lock(&core.store);
-        core.drains.drained.fetch_add(counters.frames(), Ordering::Relaxed);
-        let at = FlowKey { point: key.point, kind: key.kind, link_len: key.link_len, ..FlowKey::default() };
+        core.drains
+            .drained
+            .fetch_add(counters.frames(), Ordering::Relaxed);
+        let at = FlowKey {
+            point: key.point,
+            kind: key.kind,
+            link_len: key.link_len,
+            ..FlowKey::default()
+        };
         let mut resolver = Resolver {
             identity: &mut identity,
             store: &mut store,
@@ -243,7 +287,9 @@ impl EpochSink for Enricher {
             caches: &mut self.caches,
         };
         let (owner, direction, point) = resolver.reporter(&at, counters);
-        store.history.add_remainder(key, counters, owner, direction, point);
+        store
+            .history
+            .add_remainder(key, counters, owner, direction, point);
     }
 
     fn tcp(&mut self, key: &TcpKey, health: &TcpHealth) {
@@ -266,7 +312,11 @@ struct Resolver<'a> {
 impl Resolver<'_> {
     fn reporter(&mut self, key: &FlowKey, counters: &FlowCounters) -> (OwnerId, Direction, PointId) {
         if key.kind & kind::SOCKET != 0 {
-            return (self.socket(key, counters.tgid), Direction::of(key.kind, false), PointId::UNNAMED);
+            return (
+                self.socket(key, counters.tgid),
+                Direction::of(key.kind, false),
+                PointId::UNNAMED,
+            );
         }
         let ifindex = u32::try_from(key.point).unwrap_or(0);
         let Some(point) = self.points.get_mut(ifindex) else {
@@ -285,16 +335,24 @@ impl Resolver<'_> {
         if let Some(&id) = self.caches.sockets.get(&(key.point, tgid)) {
             return id;
         }
-        let (address, port) =
-            if key.kind & kind::EGRESS != 0 { (&key.src, key.sport) } else { (&key.dst, key.dport) };
+        let (address, port) = if key.kind & kind::EGRESS != 0 {
+            (&key.src, key.sport)
+        } else {
+            (&key.dst, key.dport)
+        };
         let local = (key.point, key.protocol, *address, port);
         if tgid == 0
             && let Some(&id) = self.caches.locals.get(&local)
         {
             return id;
         }
-        let comm = (tgid != 0).then(|| self.processes.name(tgid)).flatten().map(|comm| comm.0);
-        let owner = self.identity.socket_owner(key.point, tgid, comm, Some((key.protocol, ip(address), port)));
+        let comm = (tgid != 0)
+            .then(|| self.processes.name(tgid))
+            .flatten()
+            .map(|comm| comm.0);
+        let owner =
+            self.identity
+                .socket_owner(key.point, tgid, comm, Some((key.protocol, ip(address), port)));
         let by_cgroup = !owner.unit.is_empty() || !owner.container.is_empty();
         let id = self.store.owners.intern(owner);
         if tgid != 0 || by_cgroup {
@@ -313,7 +371,11 @@ impl Resolver<'_> {
             return id;
         }
         let owner = self.identity.address_owner(ip(address));
-        let id = if owner == Owner::default() { OwnerId::UNKNOWN } else { self.store.owners.intern(owner) };
+        let id = if owner == Owner::default() {
+            OwnerId::UNKNOWN
+        } else {
+            self.store.owners.intern(owner)
+        };
         bounded_insert(&mut self.caches.peers, *address, id);
         id
     }

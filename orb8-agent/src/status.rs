@@ -28,7 +28,11 @@ pub(crate) fn agent_status(core: &Core) -> v1::AgentStatus {
             turned_away: store.owners.turned_away(),
             setting: String::new(),
         });
-        (history.flows_active(), history.covered().map(|(from, _)| from), limits)
+        (
+            history.flows_active(),
+            history.covered().map(|(from, _)| from),
+            limits,
+        )
     };
     for limit in lock(&core.identity).limits() {
         limits.push(v1::Limit {
@@ -70,7 +74,12 @@ pub(crate) fn agent_status(core: &Core) -> v1::AgentStatus {
 
 fn programs(core: &Core, attached: usize) -> Vec<v1::ProgramStatus> {
     let info = lock(&core.programs).info();
-    let of = |name: &str| info.iter().find(|(program, _)| *program == name).map(|(_, info)| *info).unwrap_or_default();
+    let of = |name: &str| {
+        info.iter()
+            .find(|(program, _)| *program == name)
+            .map(|(_, info)| *info)
+            .unwrap_or_default()
+    };
     let status = |name: &str, state: v1::State, reason: &str, attachments: usize| {
         let info = of(name);
         v1::ProgramStatus {
@@ -87,9 +96,10 @@ fn programs(core: &Core, attached: usize) -> Vec<v1::ProgramStatus> {
     debug_assert_eq!(by_framing.iter().sum::<usize>(), attached, "counted twice");
     let idle = "no such interface is observed";
     let mut programs = Vec::new();
-    for (names, count) in
-        [(crate::probe::network::load::ETHERNET, by_framing[0]), (crate::probe::network::load::RAW, by_framing[1])]
-    {
+    for (names, count) in [
+        (crate::probe::network::load::ETHERNET, by_framing[0]),
+        (crate::probe::network::load::RAW, by_framing[1]),
+    ] {
         for name in names {
             programs.push(if count == 0 {
                 status(name, v1::State::Off, idle, 0)
@@ -99,14 +109,24 @@ fn programs(core: &Core, attached: usize) -> Vec<v1::ProgramStatus> {
         }
     }
     for (name, state, reason) in &core.cgroup_programs {
-        programs.push(status(name, *state, reason, usize::from(*state == v1::State::Active)));
+        programs.push(status(
+            name,
+            *state,
+            reason,
+            usize::from(*state == v1::State::Active),
+        ));
     }
     programs
 }
 
 const INTERFACE_HOOKS: &[Hook] = &[Hook::TcIngress, Hook::TcEgress];
 const SOCKET_HOOKS: &[Hook] = &[Hook::SocketIngress, Hook::SocketEgress];
-const PACKET_HOOKS: &[Hook] = &[Hook::TcIngress, Hook::TcEgress, Hook::SocketIngress, Hook::SocketEgress];
+const PACKET_HOOKS: &[Hook] = &[
+    Hook::TcIngress,
+    Hook::TcEgress,
+    Hook::SocketIngress,
+    Hook::SocketEgress,
+];
 
 fn hook(core: &Core, hooks: &[Hook]) -> HookStats {
     let mut sum = HookStats::default();
@@ -131,15 +151,26 @@ pub(crate) fn ledger(core: &Core) -> Vec<v1::LedgerRow> {
         filtered,
         lost,
         lost_bytes: 0,
-        advice: if lost == 0 { String::new() } else { advice.to_owned() },
+        advice: if lost == 0 {
+            String::new()
+        } else {
+            advice.to_owned()
+        },
     };
     let (bypassed, seen) = lock(&core.points).bypassed_and_seen();
-    let (interfaces, sockets, all) =
-        (hook(core, INTERFACE_HOOKS), hook(core, SOCKET_HOOKS), hook(core, PACKET_HOOKS));
+    let (interfaces, sockets, all) = (
+        hook(core, INTERFACE_HOOKS),
+        hook(core, SOCKET_HOOKS),
+        hook(core, PACKET_HOOKS),
+    );
     let with_bytes = |row: v1::LedgerRow, lost_bytes| v1::LedgerRow { lost_bytes, ..row };
     let (tcp, events) = (hook(core, &[Hook::Tcp]), hook(core, &[Hook::Events]));
     let drained = core.drains.drained.load(Ordering::Relaxed);
-    let short = core.drains.counted_in_kernel.load(Ordering::Relaxed).saturating_sub(drained);
+    let short = core
+        .drains
+        .counted_in_kernel
+        .load(Ordering::Relaxed)
+        .saturating_sub(drained);
     let missed = core.live.missed.load(Ordering::Relaxed);
     let streamed = core.live.delivered.load(Ordering::Relaxed) + missed;
 
@@ -223,7 +254,10 @@ pub(crate) fn ledger(core: &Core) -> Vec<v1::LedgerRow> {
 
 /// Resident memory in bytes, and processor time, of this process.
 fn process_usage() -> (u64, Duration) {
-    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .unwrap_or(4096);
     let rss = std::fs::read_to_string("/proc/self/statm")
         .ok()
         .and_then(|statm| statm.split_whitespace().nth(1)?.parse::<u64>().ok())

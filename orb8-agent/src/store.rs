@@ -23,9 +23,9 @@ mod model;
 
 pub use delta::Delta;
 pub use filter::QueryError;
-pub(crate) use message::timestamp;
-pub use live::{LiveEvent, LiveFilter};
 pub use history::{Committed, Forgotten, History, HistoryLimits, Observation};
+pub use live::{LiveEvent, LiveFilter};
+pub(crate) use message::timestamp;
 pub use points::PointId;
 pub use query::{Answer, Row, Selection};
 pub use totals::{Protocol, Series, Totals};

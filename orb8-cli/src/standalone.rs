@@ -33,8 +33,11 @@ impl Standalone {
             );
         }
         let mut settings = Settings::default();
-        settings.interface =
-            options.interfaces.iter().map(|pattern| pattern.parse()).collect::<Result<_, _>>()?;
+        settings.interface = options
+            .interfaces
+            .iter()
+            .map(|pattern| pattern.parse())
+            .collect::<Result<_, _>>()?;
         let agent = Agent::start(&settings, Listen::InProcess).await?;
         Ok(Self { agent })
     }

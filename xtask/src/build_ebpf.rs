@@ -23,10 +23,20 @@ pub(crate) struct Options {
     #[arg(long)]
     check: bool,
     /// The compiler that has `core` for bpfel-unknown-none.
-    #[arg(long, env = "ORB8_BPF_RUSTC", default_value = "/usr/bin/rustc", value_name = "PATH")]
+    #[arg(
+        long,
+        env = "ORB8_BPF_RUSTC",
+        default_value = "/usr/bin/rustc",
+        value_name = "PATH"
+    )]
     rustc: PathBuf,
     /// llvm-objcopy, to strip debug information.
-    #[arg(long, env = "ORB8_BPF_OBJCOPY", default_value = "/usr/lib/llvm-22/bin/llvm-objcopy", value_name = "PATH")]
+    #[arg(
+        long,
+        env = "ORB8_BPF_OBJCOPY",
+        default_value = "/usr/lib/llvm-22/bin/llvm-objcopy",
+        value_name = "PATH"
+    )]
     objcopy: PathBuf,
 }
 
@@ -35,8 +45,13 @@ pub(crate) struct Options {
 /// # Errors
 /// If the toolchain is missing (with what to install), the build fails, or `--check` finds a difference.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent directory")?;
-    require(&options.rustc, "apt-get install rustc-web libstd-rust-web-dev-bpf")?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("xtask has no parent directory")?;
+    require(
+        &options.rustc,
+        "apt-get install rustc-web libstd-rust-web-dev-bpf",
+    )?;
     require(&options.objcopy, "apt-get install llvm-22")?;
     let found = Command::new("bpf-linker").arg("--version").output();
     ensure!(
@@ -45,7 +60,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
          LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 --no-default-features \
          --features llvm-22"
     );
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("ebpf");
+    let target = env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| root.join("target"), PathBuf::from)
+        .join("ebpf");
     let cargo_home = env::var_os("CARGO_HOME").map_or_else(
         || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo"),
         PathBuf::from,
@@ -65,7 +82,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for family in FAMILIES {
         let status = Command::new("cargo")
             .current_dir(root)
-            .args(["build", "--release", "--locked", "--target", TARGET, "--package", "orb8-probes", "--bin", family])
+            .args([
+                "build",
+                "--release",
+                "--locked",
+                "--target",
+                TARGET,
+                "--package",
+                "orb8-probes",
+                "--bin",
+                family,
+            ])
             .env("RUSTC", &options.rustc)
             // `atomic_xadd` is an intrinsic, and intrinsics are not stable.
             .env("RUSTC_BOOTSTRAP", "1")
@@ -86,13 +113,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ensure!(status.success(), "cannot strip {}", built.display());
         let object = fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))?;
         ensure!(!object.is_empty(), "{} is empty", stripped.display());
-        place(&object, &root.join("orb8-agent/ebpf").join(format!("{family}.o")), options.check)?;
+        place(
+            &object,
+            &root.join("orb8-agent/ebpf").join(format!("{family}.o")),
+            options.check,
+        )?;
     }
     Ok(())
 }
 
 fn require(path: &Path, install: &str) -> Result<()> {
-    ensure!(path.exists(), "{} is missing; install it with: {install}", path.display());
+    ensure!(
+        path.exists(),
+        "{} is missing; install it with: {install}",
+        path.display()
+    );
     Ok(())
 }
 
@@ -107,7 +142,11 @@ fn place(object: &[u8], committed: &Path, check: bool) -> Result<()> {
                 object.len()
             );
         }
-        println!("{}: same as committed, {} bytes", committed.display(), object.len());
+        println!(
+            "{}: same as committed, {} bytes",
+            committed.display(),
+            object.len()
+        );
         return Ok(());
     }
     if let Some(parent) = committed.parent() {

@@ -21,7 +21,10 @@ impl<K: Copy, V: Copy> BatchDrain<K, V> {
     /// A drain that takes up to `batch` entries a system call.
     #[must_use]
     pub fn new(batch: usize) -> Self {
-        Self { keys: vec![MaybeUninit::uninit(); batch], values: vec![MaybeUninit::uninit(); batch] }
+        Self {
+            keys: vec![MaybeUninit::uninit(); batch],
+            values: vec![MaybeUninit::uninit(); batch],
+        }
     }
 
     /// Takes every entry out of `map` and hands it to `each`. Cost: one system call a batch, proportional to the map's
@@ -36,7 +39,11 @@ impl<K: Copy, V: Copy> BatchDrain<K, V> {
         let mut drained = 0;
         loop {
             let mut attributes = MapBatch {
-                in_batch: if first { 0 } else { std::ptr::from_mut(&mut position).expose_provenance() as u64 },
+                in_batch: if first {
+                    0
+                } else {
+                    std::ptr::from_mut(&mut position).expose_provenance() as u64
+                },
                 out_batch: std::ptr::from_mut(&mut next).expose_provenance() as u64,
                 keys: self.keys.as_mut_ptr().expose_provenance() as u64,
                 values: self.values.as_mut_ptr().expose_provenance() as u64,
@@ -75,4 +82,3 @@ impl<K: Copy, V: Copy> BatchDrain<K, V> {
         }
     }
 }
-

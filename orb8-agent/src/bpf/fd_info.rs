@@ -29,5 +29,9 @@ pub fn fd_info(fd: impl AsFd) -> io::Result<FdInfo> {
             .and_then(|(_, value)| value.trim().parse().ok())
             .unwrap_or(0)
     };
-    Ok(FdInfo { memlock: field("memlock"), run_count: field("run_cnt"), run_time_ns: field("run_time_ns") })
+    Ok(FdInfo {
+        memlock: field("memlock"),
+        run_count: field("run_cnt"),
+        run_time_ns: field("run_time_ns"),
+    })
 }

@@ -78,7 +78,9 @@ impl OrbitService for Orbit {
         let selection = tokio::task::spawn_blocking(move || {
             let mut selection = {
                 let store = lock(&core.store);
-                store.history.select(&query, &store.owners, &core.node, unix_now_ns())
+                store
+                    .history
+                    .select(&query, &store.owners, &core.node, unix_now_ns())
             }
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
             selection.summary.ledger = ledger(&core);
@@ -94,14 +96,20 @@ impl OrbitService for Orbit {
             for rows in selection.rows.chunks(FLOWS_A_MESSAGE) {
                 let flows = {
                     let store = lock(&core.store);
-                    rows.iter().filter_map(|row| store.history.flow(row, &store.owners, &core.node)).collect()
+                    rows.iter()
+                        .filter_map(|row| store.history.flow(row, &store.owners, &core.node))
+                        .collect()
                 };
-                let batch = QueryFlowsResponse { part: Some(Part::Batch(FlowBatch { flows })) };
+                let batch = QueryFlowsResponse {
+                    part: Some(Part::Batch(FlowBatch { flows })),
+                };
                 if sender.send_timeout(Ok(batch), PATIENCE).await.is_err() {
                     return;
                 }
             }
-            let summary = QueryFlowsResponse { part: Some(Part::Summary(selection.summary)) };
+            let summary = QueryFlowsResponse {
+                part: Some(Part::Summary(selection.summary)),
+            };
             // The client may have gone.
             let _ = sender.send_timeout(Ok(summary), PATIENCE).await;
         });
@@ -123,10 +131,13 @@ impl OrbitService for Orbit {
         let filter = LiveFilter::new(request.into_inner().network.as_ref())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let permit = self.streams.clone().try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(format!("{STREAMS} clients follow events already; try again later"))
+            Status::resource_exhausted(format!(
+                "{STREAMS} clients follow events already; try again later"
+            ))
         })?;
-        let subscription = Live::subscribe(&self.core)
-            .map_err(|error| Status::internal(format!("the programs cannot be told to send events: {error}")))?;
+        let subscription = Live::subscribe(&self.core).map_err(|error| {
+            Status::internal(format!("the programs cannot be told to send events: {error}"))
+        })?;
         let (sender, receiver) = mpsc::channel(64);
         let (core, stop) = (self.core.clone(), self.stop.clone());
         tokio::spawn(async move {

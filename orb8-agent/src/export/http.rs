@@ -32,7 +32,9 @@ const CONNECTION_TIME: Duration = Duration::from_secs(60);
 pub(crate) async fn serve(core: Arc<Core>, listener: TcpListener, stop: CancellationToken) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let Ok(permit) = connections.clone().acquire_owned().await else { return };
+        let Ok(permit) = connections.clone().acquire_owned().await else {
+            return;
+        };
         let stream = tokio::select! {
             () = stop.cancelled() => return,
             accepted = listener.accept() => match accepted {
@@ -75,7 +77,11 @@ async fn answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Response<
     };
     const PLAIN: &str = "text/plain; charset=utf-8";
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return Ok(text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned(), PLAIN));
+        return Ok(text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "only GET and HEAD\n".to_owned(),
+            PLAIN,
+        ));
     }
     Ok(match request.uri().path() {
         "/metrics" => {
@@ -89,7 +95,11 @@ async fn answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Response<
         "/healthz" => text(StatusCode::OK, "ok\n".to_owned(), PLAIN),
         "/readyz" if core.is_ready() => text(StatusCode::OK, "ready\n".to_owned(), PLAIN),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n".to_owned(), PLAIN),
-        _ => text(StatusCode::NOT_FOUND, "try /metrics, /healthz or /readyz\n".to_owned(), PLAIN),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "try /metrics, /healthz or /readyz\n".to_owned(),
+            PLAIN,
+        ),
     })
 }
 

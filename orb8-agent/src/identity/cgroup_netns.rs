@@ -15,7 +15,11 @@ pub(super) struct CgroupNetns {
 
 impl CgroupNetns {
     pub(super) fn new(proc_root: &Path, wanted: bool) -> Self {
-        Self { own: fs::read_link(proc_root.join("self/ns/net")).ok(), proc_root: proc_root.to_owned(), wanted }
+        Self {
+            own: fs::read_link(proc_root.join("self/ns/net")).ok(),
+            proc_root: proc_root.to_owned(),
+            wanted,
+        }
     }
 
     pub(super) const fn wanted(&self) -> bool {

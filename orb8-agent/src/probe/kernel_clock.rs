@@ -13,7 +13,9 @@ impl KernelClock {
     /// The offset now.
     #[must_use]
     pub fn now() -> Self {
-        Self { offset_ns: i128::from(unix_now_ns()) - i128::from(monotonic_now_ns()) }
+        Self {
+            offset_ns: i128::from(unix_now_ns()) - i128::from(monotonic_now_ns()),
+        }
     }
 
     /// Unix nanoseconds of a monotonic time.
@@ -35,5 +37,8 @@ pub fn unix_now_ns() -> u64 {
 pub fn monotonic_now_ns() -> u64 {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
         .unwrap_or_else(|_| nix::sys::time::TimeSpec::new(0, 0));
-    time.tv_sec().cast_unsigned().saturating_mul(1_000_000_000).saturating_add(time.tv_nsec().cast_unsigned())
+    time.tv_sec()
+        .cast_unsigned()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(time.tv_nsec().cast_unsigned())
 }

@@ -30,5 +30,9 @@ pub fn netns_cookie() -> io::Result<u64> {
             &raw mut len,
         )
     };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -17,6 +17,9 @@ pub mod points;
 /// The object, built by `cargo xtask build-ebpf`.
 pub(crate) static OBJECT: &[u8] = {
     const BYTES: &[u8] = aya::include_bytes_aligned!("../../ebpf/network.o");
-    assert!(BYTES.len() > 1024, "ebpf/network.o is empty: run `cargo xtask build-ebpf`");
+    assert!(
+        BYTES.len() > 1024,
+        "ebpf/network.o is empty: run `cargo xtask build-ebpf`"
+    );
     BYTES
 };

@@ -1,13 +1,11 @@
 //! Counts a packet on its flow.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST, __sk_buff},
+    bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST},
     helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
     maps::HashMap,
 };
-use orb8_common::network::{
-    Control, FlowCounters, FlowKey, HookStats, RemainderKey, event, kind,
-};
+use orb8_common::network::{Control, FlowCounters, FlowKey, HookStats, RemainderKey, event, kind};
 use orb8_probes::network::{
     parse::{Fragment, Packet},
     segments::wire_segments,
@@ -58,7 +56,9 @@ pub(crate) fn account(
     stats: *mut HookStats,
     tgid: impl Fn() -> u32,
 ) {
-    let Some(control) = maps::CONTROL.get_ptr(0) else { return };
+    let Some(control) = maps::CONTROL.get_ptr(0) else {
+        return;
+    };
     // SAFETY: a map value; user space writes each field as one word.
     let control = unsafe { &*control };
     packet.key.kind |= kind;
@@ -173,7 +173,14 @@ fn enter_into(
     match insert_or_add(flows, key, &first, amount) {
         Entered::New => {
             note_load(control, amount.now);
-            events::new_flow(key, control, amount.tcp_flags, amount.bytes as u32, amount.tgid, amount.now);
+            events::new_flow(
+                key,
+                control,
+                amount.tcp_flags,
+                amount.bytes as u32,
+                amount.tgid,
+                amount.now,
+            );
             return;
         }
         Entered::Added => return,
@@ -199,7 +206,9 @@ fn enter_into(
 /// Counts a flow that was entered, and asks for a drain when the map is half full.
 #[inline(always)]
 fn note_load(control: &Control, now: u64) {
-    let Some(load) = maps::LOAD.get_ptr_mut(control.epoch & 1) else { return };
+    let Some(load) = maps::LOAD.get_ptr_mut(control.epoch & 1) else {
+        return;
+    };
     // SAFETY: a map value. Two CPUs may both tell: once too often does no harm.
     unsafe {
         atomic::add(&raw mut (*load).entered, 1);
@@ -230,7 +239,9 @@ fn insert_or_add<K>(
     if map.insert(key, first, BPF_NOEXIST as u64).is_ok() {
         return Entered::New;
     }
-    let Some(counters) = map.get_ptr_mut(key) else { return Entered::Full };
+    let Some(counters) = map.get_ptr_mut(key) else {
+        return Entered::Full;
+    };
     // SAFETY: a map value.
     unsafe { add(counters, amount) };
     Entered::Added

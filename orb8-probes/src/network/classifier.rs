@@ -1,10 +1,6 @@
 //! tc and tcx classifiers: every packet of an interface.
 
-use aya_ebpf::{
-    bindings::__sk_buff,
-    macros::classifier,
-    programs::TcContext,
-};
+use aya_ebpf::{bindings::__sk_buff, macros::classifier, programs::TcContext};
 use orb8_common::network::{Hook, kind};
 use orb8_probes::network::parse::{self, NotLinear, Packet};
 
@@ -51,7 +47,9 @@ pub(crate) fn orb8_raw_out(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn classify(skb: *mut __sk_buff, hook: Hook, direction: u8, link: Link) -> i32 {
-    let Some(stats) = maps::STATS.get_ptr_mut(hook as u32) else { return NEXT };
+    let Some(stats) = maps::STATS.get_ptr_mut(hook as u32) else {
+        return NEXT;
+    };
     // SAFETY: this CPU's slot of a map. Not atomic: packets are classified with bottom halves off, one at a time
     // on a CPU.
     unsafe { (*stats).seen += 1 };
@@ -59,10 +57,17 @@ fn classify(skb: *mut __sk_buff, hook: Hook, direction: u8, link: Link) -> i32 {
     let frame = unsafe { Direct::new(skb) };
     // SAFETY: fields of the context.
     let (vlan_present, gso, ifindex, ethertype) = unsafe {
-        ((*skb).vlan_present, (*skb).gso_size != 0, (*skb).ifindex, u16::from_be((*skb).protocol as u16))
+        (
+            (*skb).vlan_present,
+            (*skb).gso_size != 0,
+            (*skb).ifindex,
+            u16::from_be((*skb).protocol as u16),
+        )
     };
     let tag_len = if vlan_present != 0 { 4 } else { 0 };
-    let Some(packet) = maps::PACKET.get_ptr_mut(hook as u32) else { return NEXT };
+    let Some(packet) = maps::PACKET.get_ptr_mut(hook as u32) else {
+        return NEXT;
+    };
     // SAFETY: this CPU's slot of a map; see there.
     let packet = unsafe { &mut *packet };
     *packet = Packet::default();

@@ -29,7 +29,9 @@ pub(crate) const fn kind_and_flags(kind: u8, tcp_flags: u8) -> u32 {
 pub(crate) fn new_flow(key: &FlowKey, control: &Control, tcp_flags: u8, bytes: u32, tgid: u32, now: u64) {
     let time = (now >> 30) & TIME_MASK;
     let hash = hash(key);
-    let Some(slot) = maps::RECENT.get_ptr_mut(hash as u32 & (maps::RECENT_SLOTS - 1)) else { return };
+    let Some(slot) = maps::RECENT.get_ptr_mut(hash as u32 & (maps::RECENT_SLOTS - 1)) else {
+        return;
+    };
     // SAFETY: a map value, read and written as one word; a race costs or repeats one event.
     let before = unsafe { *slot };
     // SAFETY: as above.
@@ -61,8 +63,14 @@ fn hash(key: &FlowKey) -> u64 {
 /// Wakes user space, to drain the flow maps before its time. False if the ring is full.
 #[inline(always)]
 pub(crate) fn ask_for_drain(now: u64) -> bool {
-    let Some(mut record) = maps::EVENTS.reserve::<Event>(0) else { return false };
-    record.write(Event { time_ns: now, kind: event::PRESSURE, ..Event::default() });
+    let Some(mut record) = maps::EVENTS.reserve::<Event>(0) else {
+        return false;
+    };
+    record.write(Event {
+        time_ns: now,
+        kind: event::PRESSURE,
+        ..Event::default()
+    });
     record.submit(0);
     true
 }
@@ -71,7 +79,9 @@ pub(crate) fn ask_for_drain(now: u64) -> bool {
 #[inline(never)]
 pub(crate) fn send(key: &FlowKey, kind_and_flags: u32, bytes: u32, tgid: u32, now: u64) {
     let (kind, tcp_flags) = ((kind_and_flags >> 8) as u8, kind_and_flags as u8);
-    let Some(stats) = maps::STATS.get_ptr_mut(Hook::Events as u32) else { return };
+    let Some(stats) = maps::STATS.get_ptr_mut(Hook::Events as u32) else {
+        return;
+    };
     // SAFETY: this CPU's slot of a map.
     unsafe { atomic::add(&raw mut (*stats).seen, 1) };
     let ring = (&raw const maps::EVENTS).cast_mut().cast();
@@ -93,7 +103,16 @@ pub(crate) fn send(key: &FlowKey, kind_and_flags: u32, bytes: u32, tgid: u32, no
         unsafe { atomic::add(&raw mut (*stats).lost, 1) };
         return;
     };
-    record.write(Event { key: *key, time_ns: now, bytes, tgid, kind, tcp_flags, weight, reserved: 0 });
+    record.write(Event {
+        key: *key,
+        time_ns: now,
+        bytes,
+        tgid,
+        kind,
+        tcp_flags,
+        weight,
+        reserved: 0,
+    });
     record.submit(0);
 }
 

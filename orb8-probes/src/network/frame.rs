@@ -70,7 +70,10 @@ impl Copied {
     #[inline(always)]
     pub(crate) unsafe fn new(skb: *mut __sk_buff) -> Self {
         // SAFETY: a field of the context.
-        Self { skb, len: unsafe { (*skb).len } }
+        Self {
+            skb,
+            len: unsafe { (*skb).len },
+        }
     }
 }
 

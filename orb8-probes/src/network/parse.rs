@@ -207,7 +207,11 @@ fn network_layer<F: Frame>(
         ethertype::IPV4 => ipv4(frame, packet, offset, gso),
         ethertype::IPV6 => ipv6(frame, packet, offset, gso),
         _ => {
-            packet.key.sport = if ethertype < ethertype::FIRST { ethertype::LLC } else { ethertype };
+            packet.key.sport = if ethertype < ethertype::FIRST {
+                ethertype::LLC
+            } else {
+                ethertype
+            };
             Ok(())
         }
     }
@@ -254,7 +258,11 @@ fn ipv4<F: Frame>(frame: &F, packet: &mut Packet, offset: u32, gso: bool) -> Res
     let more = flags & 0x20 != 0;
     if fragment_offset != 0 || more {
         packet.fragment_id = u16::from_be_bytes([id_high, id_low]) as u32;
-        packet.fragment = if fragment_offset == 0 { Fragment::First } else { Fragment::Later };
+        packet.fragment = if fragment_offset == 0 {
+            Fragment::First
+        } else {
+            Fragment::Later
+        };
     }
     // Nearly every packet has no options: then all offsets are constants.
     if header_len == 20 {

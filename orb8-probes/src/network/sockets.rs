@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_ANY, __sk_buff},
+    bindings::{__sk_buff, BPF_ANY},
     helpers::generated::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_netns_cookie, bpf_get_socket_cookie,
         bpf_skb_cgroup_id,
@@ -13,13 +13,7 @@ use aya_ebpf::{
 use orb8_common::network::{Comm, Hook, kind, protocol};
 use orb8_probes::network::parse::{self, NotLinear, Packet, ethertype};
 
-use crate::{
-    account::account,
-    atomic,
-    classifier::copied_raw,
-    frame::Direct,
-    maps, settings,
-};
+use crate::{account::account, atomic, classifier::copied_raw, frame::Direct, maps, settings};
 
 /// The packet goes on.
 const PASS: i32 = 1;
@@ -38,7 +32,9 @@ pub(crate) fn orb8_sock_out(ctx: SkBuffContext) -> i32 {
 
 #[inline(always)]
 fn socket_packet(skb: *mut __sk_buff, hook: Hook, kind: u8) -> i32 {
-    let Some(stats) = maps::STATS.get_ptr_mut(hook as u32) else { return PASS };
+    let Some(stats) = maps::STATS.get_ptr_mut(hook as u32) else {
+        return PASS;
+    };
     // SAFETY: this CPU's slot of a map. Atomic: a packet that a process sends may be interrupted by one that
     // arrives on the same CPU.
     unsafe { atomic::add(&raw mut (*stats).seen, 1) };
@@ -110,7 +106,9 @@ pub(crate) fn is_self(local: &[u8; 16], local_port: u16, remote: &[u8; 16], remo
 #[inline(always)]
 fn is_loopback(address: &[u8; 16]) -> bool {
     let [a, b, c, d] = words(address);
-    a == 0 && b == 0 && (c == u32::from_be(0xffff) && d.to_ne_bytes()[0] == 127 || c == 0 && d == u32::from_be(1))
+    a == 0
+        && b == 0
+        && (c == u32::from_be(0xffff) && d.to_ne_bytes()[0] == 127 || c == 0 && d == u32::from_be(1))
 }
 
 #[inline(always)]
@@ -131,8 +129,12 @@ fn socket_tgid(skb: *mut __sk_buff) -> u32 {
 #[cgroup_sock(sock_create)]
 pub(crate) fn orb8_sock_new(ctx: SockContext) -> i32 {
     // SAFETY: the context; no arguments.
-    let (cookie, tgid) =
-        unsafe { (bpf_get_socket_cookie(ctx.as_ptr()), (bpf_get_current_pid_tgid() >> 32) as u32) };
+    let (cookie, tgid) = unsafe {
+        (
+            bpf_get_socket_cookie(ctx.as_ptr()),
+            (bpf_get_current_pid_tgid() >> 32) as u32,
+        )
+    };
     // What finds no room is named by its cgroup alone.
     let _ = maps::SOCKET_TGID.insert(&cookie, &tgid, BPF_ANY as u64);
     let mut comm = Comm::default();

@@ -94,7 +94,9 @@ fn cookie(ctx: &SockOpsContext) -> u64 {
 
 #[inline(always)]
 fn record(ctx: &SockOpsContext, health: &TcpHealth) {
-    let Some(control) = maps::CONTROL.get_ptr(0) else { return };
+    let Some(control) = maps::CONTROL.get_ptr(0) else {
+        return;
+    };
     let mut key = TcpKey {
         local_port: ctx.local_port() as u16,
         remote_port: (u32::from_be(ctx.remote_port())) as u16,
@@ -129,7 +131,9 @@ fn record(ctx: &SockOpsContext, health: &TcpHealth) {
         // SAFETY: the context.
         key.netns_cookie = unsafe { bpf_get_netns_cookie(ctx.ops.cast()) };
     }
-    let Some(stats) = maps::STATS.get_ptr_mut(Hook::Tcp as u32) else { return };
+    let Some(stats) = maps::STATS.get_ptr_mut(Hook::Tcp as u32) else {
+        return;
+    };
     // SAFETY: this CPU's slot of a map.
     unsafe { atomic::add(&raw mut (*stats).seen, 1) };
     if is_self(&key.local, key.local_port, &key.remote, key.remote_port) {

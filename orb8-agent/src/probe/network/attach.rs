@@ -122,7 +122,10 @@ pub fn attach(
                 let fd = program.fd().map_err(AttachError::Clsact)?;
                 attach_tcx(fd.as_fd(), ifindex, side).map_err(AttachError::Tcx)
             };
-            Ok(Attachment(Links::Tcx([link(ingress, TcxSide::Ingress)?, link(egress, TcxSide::Egress)?])))
+            Ok(Attachment(Links::Tcx([
+                link(ingress, TcxSide::Ingress)?,
+                link(egress, TcxSide::Egress)?,
+            ])))
         }
         Mechanism::Clsact => {
             match tc::qdisc_add_clsact(name) {
@@ -137,7 +140,10 @@ pub fn attach(
                     .map_err(AttachError::Clsact)?;
                 program.take_link(id).map_err(AttachError::Clsact)
             };
-            let links = [link(ingress, TcAttachType::Ingress)?, link(egress, TcAttachType::Egress)?];
+            let links = [
+                link(ingress, TcAttachType::Ingress)?,
+                link(egress, TcAttachType::Egress)?,
+            ];
             // Filters are attached by name; a name may have moved on.
             if nix::net::if_::if_nametoindex(name).ok() != Some(ifindex) {
                 return Err(AttachError::Replaced);

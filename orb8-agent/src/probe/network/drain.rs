@@ -72,7 +72,10 @@ impl EpochDrain {
     /// # Errors
     /// [`DrainError`]; the drain may be called again.
     pub fn drain(&mut self, sink: &mut impl EpochSink) -> Result<u64, DrainError> {
-        let control = self.control.update(|control| control.epoch ^= 1).map_err(DrainError::Flip)?;
+        let control = self
+            .control
+            .update(|control| control.epoch ^= 1)
+            .map_err(DrainError::Flip)?;
         let ended = unix_now_ns();
         let old = usize::from(control.epoch & 1 == 0);
         wait_for_programs();
@@ -83,16 +86,26 @@ impl EpochDrain {
             ..*counters
         };
         self.flows
-            .drain(&self.maps.flows[old], |key, counters| sink.flow(key, &unix(counters)))
+            .drain(&self.maps.flows[old], |key, counters| {
+                sink.flow(key, &unix(counters))
+            })
             .map_err(|source| DrainError::Map { map: "flow", source })?;
         self.maps.load.reset(old as u32).map_err(DrainError::Flip)?;
         self.remainder
-            .drain(&self.maps.remainder[old], |key, counters| sink.remainder(key, &unix(counters)))
-            .map_err(|source| DrainError::Map { map: "remainder", source })?;
+            .drain(&self.maps.remainder[old], |key, counters| {
+                sink.remainder(key, &unix(counters))
+            })
+            .map_err(|source| DrainError::Map {
+                map: "remainder",
+                source,
+            })?;
         // Health last: the flows that it belongs to are known by then.
         self.tcp
             .drain(&self.maps.tcp[old], |key, health| sink.tcp(key, health))
-            .map_err(|source| DrainError::Map { map: "TCP health", source })?;
+            .map_err(|source| DrainError::Map {
+                map: "TCP health",
+                source,
+            })?;
         Ok(ended)
     }
 }

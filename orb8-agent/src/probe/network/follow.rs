@@ -16,7 +16,9 @@ use super::{
 };
 use crate::{
     core::{Core, lock},
-    interfaces::{self, Change, Interface, InterfaceError, InterfacePattern, InterfaceWatcher, LinkLayer, Role},
+    interfaces::{
+        self, Change, Interface, InterfaceError, InterfacePattern, InterfaceWatcher, LinkLayer, Role,
+    },
 };
 
 /// How often interface counters are held against what the programs saw, and failed interfaces tried again.
@@ -65,7 +67,11 @@ impl Follower {
     }
 
     fn wants(&self, interface: &Interface) -> bool {
-        interface.role == Role::Workload || self.patterns.iter().any(|pattern| pattern.matches(&interface.name))
+        interface.role == Role::Workload
+            || self
+                .patterns
+                .iter()
+                .any(|pattern| pattern.matches(&interface.name))
     }
 
     async fn apply(&mut self, changes: Vec<Change>) {
@@ -86,7 +92,9 @@ impl Follower {
                 lock(&self.core.points).remove(interface.ifindex);
             }
             Change::Changed { before, after } => {
-                let observed = lock(&self.core.points).get(after.ifindex).is_some_and(Point::is_present);
+                let observed = lock(&self.core.points)
+                    .get(after.ifindex)
+                    .is_some_and(Point::is_present);
                 match (observed, self.wants(&after)) {
                     (false, true) => self.add(after).await,
                     (true, false) => {
@@ -130,12 +138,20 @@ impl Follower {
             LinkLayer::Ethernet => Framing::Ethernet,
             LinkLayer::Raw => Framing::Raw,
             LinkLayer::Unsupported(number) => {
-                return Err(format!("frames of link type {number} (if_arp.h) are not understood"));
+                return Err(format!(
+                    "frames of link type {number} (if_arp.h) are not understood"
+                ));
             }
         };
         let mut programs = lock(&self.core.programs);
-        attach(&mut programs, interface.ifindex, &interface.name, framing, self.mechanism)
-            .map_err(|error| error.to_string())
+        attach(
+            &mut programs,
+            interface.ifindex,
+            &interface.name,
+            framing,
+            self.mechanism,
+        )
+        .map_err(|error| error.to_string())
     }
 
     /// Tries interfaces again that could not be attached.
@@ -148,7 +164,9 @@ impl Follower {
         for interface in failed {
             let attached = self.attach(&interface);
             let mut points = lock(&self.core.points);
-            let Some(point) = points.get_mut(interface.ifindex) else { continue };
+            let Some(point) = points.get_mut(interface.ifindex) else {
+                continue;
+            };
             match attached {
                 Ok(attachment) => {
                     info!(interface = interface.name, "observed after all");
@@ -173,7 +191,9 @@ impl Follower {
         for (interface, owner, frames) in lock(&self.core.points).reconcile(&counters) {
             warn!(
                 interface,
-                owner, frames, "frames passed this interface without passing the programs: they are in the ledger"
+                owner,
+                frames,
+                "frames passed this interface without passing the programs: they are in the ledger"
             );
         }
     }

@@ -10,7 +10,8 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
     programs::{
-        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, Program, ProgramError, SchedClassifier, SockOps,
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, Program, ProgramError, SchedClassifier,
+        SockOps,
     },
 };
 use orb8_common::network::{Comm, Control, EpochLoad, HOOKS, Hook, HookStats};
@@ -67,7 +68,10 @@ pub enum LoadError {
 /// The end of the verifier's log is what matters.
 fn verdict(error: &ProgramError) -> String {
     match error {
-        ProgramError::LoadError { io_error, verifier_log } => {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => {
             let log = verifier_log.to_string();
             let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
             let tail = lines[lines.len().saturating_sub(8)..].join("\n  ");
@@ -144,7 +148,11 @@ impl Counters {
     /// Bytes that all maps of the family occupy now.
     #[must_use]
     pub fn map_bytes(&self) -> u64 {
-        self.maps.iter().filter_map(|(_, fd)| fd_info(fd).ok()).map(|info| info.memlock).sum()
+        self.maps
+            .iter()
+            .filter_map(|(_, fd)| fd_info(fd).ok())
+            .map(|info| info.memlock)
+            .sum()
     }
 }
 
@@ -247,8 +255,10 @@ impl Network {
     pub fn load(options: &NetworkOptions, features: Features) -> Result<Self, LoadError> {
         let flag = u32::from;
         let cookie = netns_cookie().unwrap_or(0);
-        let (skb_cookie, sock_ops_cookie) =
-            (flag(features.netns_cookie_in_cgroup_skb && cookie != 0), flag(features.netns_cookie_in_sock_ops));
+        let (skb_cookie, sock_ops_cookie) = (
+            flag(features.netns_cookie_in_cgroup_skb && cookie != 0),
+            flag(features.netns_cookie_in_sock_ops),
+        );
         let (coarse, atomic_or) = (flag(features.coarse_clock), flag(features.atomic_or));
         let (grpc, metrics) = (u32::from(options.grpc_port), u32::from(options.metrics_port));
         let loopback = flag(options.loopback_only);
@@ -281,8 +291,14 @@ impl Network {
             }
         }
         let fd = |name: &'static str| {
-            let (_, fd) = maps.iter().find(|(map, _)| map == name).ok_or(LoadError::Missing(name))?;
-            fd.try_clone().map_err(|error| LoadError::Map { name, source: MapError::IoError(error) })
+            let (_, fd) = maps
+                .iter()
+                .find(|(map, _)| map == name)
+                .ok_or(LoadError::Missing(name))?;
+            fd.try_clone().map_err(|error| LoadError::Map {
+                name,
+                source: MapError::IoError(error),
+            })
         };
         let epochs = EpochMaps {
             flows: [fd("FLOWS_0")?, fd("FLOWS_1")?],
@@ -300,7 +316,10 @@ impl Network {
             programs: NetworkPrograms { ebpf: Some(ebpf) },
             epochs,
             control: ControlMap(Arc::new(Mutex::new((Control::default(), control)))),
-            counters: Counters { stats: StatsMap(stats), maps },
+            counters: Counters {
+                stats: StatsMap(stats),
+                maps,
+            },
             events,
             processes: SocketProcesses { names, tgids },
         })
@@ -327,7 +346,9 @@ fn map_fd(map: &Map) -> Option<BorrowedFd<'_>> {
 fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, LoadError> {
     let classifier: &mut SchedClassifier = program(ebpf, name)?;
     if classifier.fd().is_err() {
-        classifier.load().map_err(|source| LoadError::Program { name, source })?;
+        classifier
+            .load()
+            .map_err(|source| LoadError::Program { name, source })?;
     }
     Ok(classifier)
 }
@@ -373,8 +394,11 @@ impl NetworkPrograms {
         let refused = |source| LoadError::Program { name, source };
         match name {
             "orb8_sock_in" | "orb8_sock_out" => {
-                let direction =
-                    if name == "orb8_sock_in" { CgroupSkbAttachType::Ingress } else { CgroupSkbAttachType::Egress };
+                let direction = if name == "orb8_sock_in" {
+                    CgroupSkbAttachType::Ingress
+                } else {
+                    CgroupSkbAttachType::Egress
+                };
                 let program: &mut CgroupSkb = program(self.loaded(name)?, name)?;
                 program.load().map_err(refused)?;
                 program.attach(root, direction, mode).map_err(refused)?;

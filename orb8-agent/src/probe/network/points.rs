@@ -78,7 +78,12 @@ impl Point {
         v1::InterfaceStatus {
             ifindex: self.interface.ifindex,
             name: self.interface.name.clone(),
-            state: if self.attachment.is_some() { v1::State::Active } else { v1::State::Failed }.into(),
+            state: if self.attachment.is_some() {
+                v1::State::Active
+            } else {
+                v1::State::Failed
+            }
+            .into(),
             reason: self.failure.clone(),
             mechanism: self
                 .attachment
@@ -140,7 +145,10 @@ impl Points {
     /// How many programs are attached.
     #[must_use]
     pub fn attached(&self) -> usize {
-        self.by_index.values().filter(|point| point.attachment.is_some()).count()
+        self.by_index
+            .values()
+            .filter(|point| point.attachment.is_some())
+            .count()
     }
 
     /// The same by how frames begin: Ethernet header, IP header.
@@ -212,9 +220,12 @@ impl Points {
     pub fn reconcile(&mut self, counters: &HashMap<u32, Counters>) -> Vec<(String, String, u64)> {
         let mut found = Vec::new();
         for (ifindex, point) in &mut self.by_index {
-            let (Some(&now), Some(baseline), true, true) =
-                (counters.get(ifindex), point.baseline, point.attachment.is_some(), point.gone.is_none())
-            else {
+            let (Some(&now), Some(baseline), true, true) = (
+                counters.get(ifindex),
+                point.baseline,
+                point.attachment.is_some(),
+                point.gone.is_none(),
+            ) else {
                 continue;
             };
             point.counters = now;
@@ -241,14 +252,19 @@ impl Points {
     #[must_use]
     pub fn status(&self) -> Vec<v1::InterfaceStatus> {
         let sorted: BTreeMap<_, _> = self.by_index.iter().collect();
-        sorted.into_values().filter(|point| point.is_present()).map(Point::status).collect()
+        sorted
+            .into_values()
+            .filter(|point| point.is_present())
+            .map(Point::status)
+            .collect()
     }
 
     /// Frames that interfaces counted and programs did not see, and frames that they saw; since the start.
     #[must_use]
     pub fn bypassed_and_seen(&self) -> (u64, u64) {
-        self.by_index.values().fold((self.bypassed_before, self.seen_before), |(bypassed, seen), point| {
-            (bypassed + point.bypassed, seen + point.seen[0] + point.seen[1])
-        })
+        self.by_index.values().fold(
+            (self.bypassed_before, self.seen_before),
+            |(bypassed, seen), point| (bypassed + point.bypassed, seen + point.seen[0] + point.seen[1]),
+        )
     }
 }
