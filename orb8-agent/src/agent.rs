@@ -27,6 +27,7 @@ use crate::{
     identity::{Identity, IdentityError, IdentityOptions, owner::OwnerTable},
     interfaces::{InterfaceError, InterfaceWatcher},
     live::{self, Live},
+    memory,
     pipeline::{Command, Pipeline},
     preflight::{Finding, Preflight, Verdict},
     probe::{
@@ -117,6 +118,7 @@ impl Agent {
     /// # Errors
     /// [`AgentError`]; then nothing stays attached.
     pub async fn start(settings: &Settings, listen: Listen) -> Result<Self, AgentError> {
+        memory::keep_small();
         let preflight = Preflight::run();
         if preflight.verdict() == Verdict::Fatal {
             let fatal = preflight

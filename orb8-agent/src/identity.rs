@@ -338,6 +338,12 @@ impl Identity {
 fn attributed(resident: Option<&Owner>, attribution: Attribution) -> Owner {
     let mut owner = resident.cloned().unwrap_or_default();
     owner.kind = Kind::Process;
+    // A packet of a namespace need not be its first process's: where something better names the namespace, the process
+    // would be a guess.
+    if !owner.netns.is_empty() || !owner.container.is_empty() || !owner.unit.is_empty() {
+        owner.process.clear();
+        owner.pid = 0;
+    }
     owner.attribution = match owner.name() {
         "" => Attribution::Unknown,
         _ => attribution,

@@ -11,6 +11,7 @@ pub mod export;
 pub mod identity;
 pub mod interfaces;
 mod live;
+mod memory;
 mod netlink;
 mod pipeline;
 pub mod preflight;

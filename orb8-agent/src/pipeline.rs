@@ -195,8 +195,9 @@ impl Enricher {
                 continue;
             }
             let owner = identity.interface_owner(&point.interface);
-            // A name that is known is not given up for one that is not: the process may have ended before its interface.
-            if owner != point.owner && (!owner.name().is_empty() || point.owner.name().is_empty()) {
+            // Who lives in a namespace often comes after its interface. A name that is known is given up for a better one
+            // only: the process it was found by may end before its interface does.
+            if certainty(&owner) > certainty(&point.owner) {
                 point.owner = owner;
             }
             point.owner_id = owners.intern(point.owner.clone());
@@ -392,6 +393,16 @@ impl Resolver<'_> {
         let foreign = self.identity.is_in_other_netns(cgroup);
         bounded_insert(&mut self.caches.foreign, cgroup, foreign);
         foreign
+    }
+}
+
+/// How well an interface's owner is known.
+fn certainty(owner: &Owner) -> u8 {
+    match owner {
+        owner if !owner.container.is_empty() => 4,
+        owner if !owner.unit.is_empty() => 3,
+        owner if !owner.netns.is_empty() => 2,
+        owner => u8::from(!owner.name().is_empty()),
     }
 }
 

@@ -20,8 +20,10 @@ pub(crate) type Client = OrbitServiceClient<Channel>;
 const PORT: u16 = 9090;
 /// Where an agent is looked for when none is named.
 const LOCAL: &str = "127.0.0.1:9090";
-/// How long the look takes at most.
+/// How long the look takes at most. On loopback an agent takes the connection at once.
 const LOCAL_TIMEOUT: Duration = Duration::from_millis(300);
+/// How long something that took the connection has to answer like an agent: a busy one may be in a drain.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long connecting to a named agent takes at most.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Largest message that is taken from an agent: bounds memory.
@@ -176,10 +178,11 @@ impl Session {
         Ok(Self::new(channel, address.to_string(), None))
     }
 
-    /// The agent of this machine, if there is one that answers at once.
+    /// The agent of this machine, if there is one.
     async fn local() -> Option<Self> {
         let attempt = async {
-            let channel = endpoint(LOCAL).ok()?.connect().await.ok()?;
+            let endpoint = endpoint(LOCAL).ok()?.connect_timeout(LOCAL_TIMEOUT);
+            let channel = endpoint.connect().await.ok()?;
             let mut session = Self::new(channel, LOCAL.to_owned(), None);
             session
                 .client
@@ -188,7 +191,7 @@ impl Session {
                 .ok()?;
             Some(session)
         };
-        tokio::time::timeout(LOCAL_TIMEOUT, attempt).await.ok().flatten()
+        tokio::time::timeout(ANSWER_TIMEOUT, attempt).await.ok().flatten()
     }
 
     async fn standalone(args: &TargetArgs) -> anyhow::Result<Self> {

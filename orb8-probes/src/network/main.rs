@@ -42,6 +42,12 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
+/// Version of the records: an agent that knows others does not build with this object.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "orb8_abi")]
+#[unsafe(no_mangle)]
+static ABI: u32 = orb8_common::ABI_VERSION;
+
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

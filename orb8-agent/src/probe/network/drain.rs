@@ -87,13 +87,13 @@ impl EpochDrain {
         };
         self.flows
             .drain(&self.maps.flows[old], |key, counters| {
-                sink.flow(key, &unix(counters))
+                sink.flow(key, &unix(counters));
             })
             .map_err(|source| DrainError::Map { map: "flow", source })?;
         self.maps.load.reset(old as u32).map_err(DrainError::Flip)?;
         self.remainder
             .drain(&self.maps.remainder[old], |key, counters| {
-                sink.remainder(key, &unix(counters))
+                sink.remainder(key, &unix(counters));
             })
             .map_err(|source| DrainError::Map {
                 map: "remainder",

@@ -90,7 +90,13 @@ unsafe impl<T: Copy + 'static> aya::Pod for Shared<T> {}
 
 /// Settings that the programs read while they run.
 #[derive(Clone)]
-pub struct ControlMap(Arc<Mutex<(Control, Array<MapData, Shared<Control>>)>>);
+pub struct ControlMap(Arc<Mutex<ControlState>>);
+
+/// The settings as last written, and the map that they are written to.
+struct ControlState {
+    control: Control,
+    map: Array<MapData, Shared<Control>>,
+}
 
 impl std::fmt::Debug for ControlMap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -105,10 +111,10 @@ impl ControlMap {
     /// If the kernel refuses the write; the settings are then as before.
     pub fn update(&self, change: impl FnOnce(&mut Control)) -> Result<Control, MapError> {
         let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut control = guard.0;
+        let mut control = guard.control;
         change(&mut control);
-        guard.1.set(0, Shared(control), 0)?;
-        guard.0 = control;
+        guard.map.set(0, Shared(control), 0)?;
+        guard.control = control;
         Ok(control)
     }
 }
@@ -315,7 +321,10 @@ impl Network {
         Ok(Self {
             programs: NetworkPrograms { ebpf: Some(ebpf) },
             epochs,
-            control: ControlMap(Arc::new(Mutex::new((Control::default(), control)))),
+            control: ControlMap(Arc::new(Mutex::new(ControlState {
+                control: Control::default(),
+                map: control,
+            }))),
             counters: Counters {
                 stats: StatsMap(stats),
                 maps,
