@@ -13,7 +13,7 @@ mod reference;
 
 use std::{env, fs, path::Path};
 
-use invariants::{Facts, Link, check, check_linear};
+use invariants::{Facts, Link, check, check_common};
 use libfuzzer_sys::{Corpus, fuzz_target};
 
 /// Names the folder that the catalogue's frames are written to, for the fuzzer to begin with.
@@ -37,7 +37,7 @@ fuzz_target!(
         if link == Link::Ethernet && !facts.stripped && !facts.gso {
             reference::agree(frame, &packet);
         }
-        check_linear(frame, usize::from(*linear), facts);
+        check_common(frame, usize::from(*linear), facts);
         Corpus::Keep
     }
 );

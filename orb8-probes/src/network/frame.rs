@@ -3,7 +3,7 @@
 use core::{marker::PhantomData, mem::MaybeUninit};
 
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes};
-use orb8_probes::network::parse::{Frame, Header, LoadError};
+use orb8_probes::network::parse::{Frame, Header};
 
 /// The linear part of an skb.
 pub(crate) struct Direct<'a> {
@@ -33,26 +33,20 @@ impl Direct<'_> {
 }
 
 impl Frame for Direct<'_> {
-    const WALKS_EXTENSIONS: bool = false;
-
     #[inline(always)]
     fn len(&self) -> u32 {
         self.len
     }
 
     #[inline(always)]
-    fn load<T: Header>(&self, offset: u32) -> Result<T, LoadError> {
+    fn load<T: Header>(&self, offset: u32) -> Option<T> {
         let start = self.data + offset as usize;
-        if start + size_of::<T>() <= self.end {
-            // SAFETY: within the packet, as the verifier checks too; the kernel loads eBPF programs with unaligned
-            // loads only where the processor can do them.
-            return Ok(unsafe { *(start as *const T) });
+        if start + size_of::<T>() > self.end {
+            return None;
         }
-        if offset + size_of::<T>() as u32 <= self.len {
-            Err(LoadError::NotLinear)
-        } else {
-            Err(LoadError::Truncated)
-        }
+        // SAFETY: within the packet, as the verifier checks too; the kernel loads eBPF programs with unaligned
+        // loads only where the processor can do them.
+        Some(unsafe { *(start as *const T) })
     }
 }
 
@@ -84,7 +78,7 @@ impl Frame for Copied {
     }
 
     #[inline(always)]
-    fn load<T: Header>(&self, offset: u32) -> Result<T, LoadError> {
+    fn load<T: Header>(&self, offset: u32) -> Option<T> {
         let mut header = MaybeUninit::<T>::uninit();
         // SAFETY: the destination has the length given; the helper fills it or fails.
         let result = unsafe {
@@ -95,11 +89,7 @@ impl Frame for Copied {
                 size_of::<T>() as u32,
             )
         };
-        if result == 0 {
-            // SAFETY: filled just now.
-            Ok(unsafe { header.assume_init() })
-        } else {
-            Err(LoadError::Truncated)
-        }
+        // SAFETY: filled just now.
+        (result == 0).then(|| unsafe { header.assume_init() })
     }
 }

@@ -2,40 +2,20 @@
 //!
 //! Nothing in a packet is trusted. A header that is cut short or contradicts itself sets
 //! [`kind::MALFORMED`]; what was read until then stays in the key, and the bytes are counted all the same.
-//! Cost in the kernel: loads straight from the packet's linear part; no helper call unless a header lies
-//! outside of it.
+//! [`common`] reads the commonest packets, straight from the linear part of an skb, and [`ethernet`] or [`raw`] all
+//! others, wherever their bytes are, for a helper call a header. Where [`common`] has an answer it is the same as
+//! theirs: the tests and the fuzzer hold the two against each other.
 
 use orb8_common::network::{FlowKey, kind, protocol};
-
-/// Why a header could not be loaded.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LoadError {
-    /// The frame ends before it.
-    Truncated,
-    /// The frame goes on, but this way of reading does not reach so far.
-    NotLinear,
-}
-
-/// Headers lie outside of what can be read directly: parse again with a [`Frame`] that copies.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NotLinear;
 
 /// A frame that headers are read from.
 #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
 pub trait Frame {
-    /// Whether IPv6 extension headers are walked. Direct loads at offsets that depend on what was loaded before are
-    /// what the verifier follows path by path, up to a million instructions: a frame that says no gives
-    /// [`NotLinear`] instead.
-    const WALKS_EXTENSIONS: bool = true;
-
     /// Length of the frame in bytes, link-layer header included.
     fn len(&self) -> u32;
 
-    /// Copies the `T` at `offset`. `T` is an array of integers, or a struct of them without padding.
-    ///
-    /// # Errors
-    /// Says whether the frame is too short or merely out of reach.
-    fn load<T: Header>(&self, offset: u32) -> Result<T, LoadError>;
+    /// The `T` at `offset`, or `None` if the frame ends before it does. `T` is an array of integers.
+    fn load<T: Header>(&self, offset: u32) -> Option<T>;
 }
 
 /// Types that any bytes are a valid value of.
@@ -127,7 +107,8 @@ pub mod ethertype {
     pub const FIRST: u16 = 0x0600;
 }
 
-const ETHERNET: u32 = 14;
+/// Length of an Ethernet header without tags.
+pub const ETHERNET: u32 = 14;
 const VLAN_TAG: u32 = 4;
 /// Tags that are looked through; a frame with more is counted by the next tag's `EtherType`.
 const MAX_TAGS: usize = 3;
@@ -135,29 +116,118 @@ const MAX_TAGS: usize = 3;
 /// or two).
 const MAX_EXTENSIONS: usize = 8;
 
+/// Parses the commonest packets into `packet`, which is fresh: TCP or UDP over IPv4 without options or IPv6 without
+/// extension headers, whole, nothing odd. `ip` is where the IP header begins: 14 behind an Ethernet header without tags
+/// (which is checked), or 0.
+///
+/// False for all others; `packet` is then not to be used.
+#[inline(always)]
+#[must_use]
+pub fn common<F: Frame>(frame: &F, packet: &mut Packet, ip: u32) -> bool {
+    let available = frame.len().wrapping_sub(ip);
+    if available > MAX_COMMON {
+        return false;
+    }
+    let version = if ip == ETHERNET {
+        let Some(header) = frame.load::<[u16; 7]>(0) else {
+            return false;
+        };
+        u16::from_be(header[6])
+    } else {
+        match frame.load::<[u8; 2]>(0) {
+            Some([first, _]) if first >> 4 == 4 => ethertype::IPV4,
+            _ => ethertype::IPV6,
+        }
+    };
+    let (l3_bytes, ip_len, protocol);
+    if version == ethertype::IPV4 {
+        let Some(header) = frame.load::<[u32; 5]>(ip) else {
+            return false;
+        };
+        let [version_ihl, _, length_high, length_low] = header[0].to_ne_bytes();
+        // Fragment offset and "more fragments" (RFC 791 §3.1).
+        if version_ihl != 0x45 || header[1] & u32::from_ne_bytes([0, 0, 0x3f, 0xff]) != 0 {
+            return false;
+        }
+        packet.key.src = address(0, 0, u32::from_be(0xffff), header[3]);
+        packet.key.dst = address(0, 0, u32::from_be(0xffff), header[4]);
+        packet.key.kind = kind::IPV4;
+        [_, protocol, _, _] = header[2].to_ne_bytes();
+        l3_bytes = u32::from(u16::from_be_bytes([length_high, length_low]));
+        ip_len = 20;
+    } else if version == ethertype::IPV6 {
+        let Some(header) = frame.load::<[u32; 10]>(ip) else {
+            return false;
+        };
+        let [version_class, _, _, _] = header[0].to_ne_bytes();
+        let [length_high, length_low, next, _] = header[1].to_ne_bytes();
+        if version_class >> 4 != 6 {
+            return false;
+        }
+        packet.key.src = address(header[2], header[3], header[4], header[5]);
+        packet.key.dst = address(header[6], header[7], header[8], header[9]);
+        packet.key.kind = kind::IPV6;
+        protocol = next;
+        l3_bytes = u32::from(u16::from_be_bytes([length_high, length_low])) + IPV6;
+        ip_len = IPV6;
+    } else {
+        return false;
+    }
+    if l3_bytes > available {
+        return false;
+    }
+    let transport_len;
+    if protocol == protocol::TCP {
+        let Some(tcp) = frame.load::<[u16; 7]>(ip + ip_len) else {
+            return false;
+        };
+        packet.key.sport = u16::from_be(tcp[0]);
+        packet.key.dport = u16::from_be(tcp[1]);
+        let [data_offset, flags] = tcp[6].to_ne_bytes();
+        packet.tcp_flags = flags;
+        transport_len = u32::from(data_offset >> 4) * 4;
+        if transport_len < 20 {
+            return false;
+        }
+    } else if protocol == protocol::UDP {
+        let Some(udp) = frame.load::<[u16; 2]>(ip + ip_len) else {
+            return false;
+        };
+        packet.key.sport = u16::from_be(udp[0]);
+        packet.key.dport = u16::from_be(udp[1]);
+        transport_len = 8;
+    } else {
+        return false;
+    }
+    if ip_len + transport_len > l3_bytes {
+        return false;
+    }
+    packet.key.protocol = protocol;
+    packet.key.link_len = ip as u8;
+    packet.l3_bytes = l3_bytes;
+    packet.padding = available - l3_bytes;
+    packet.header_len = ip + ip_len + transport_len;
+    true
+}
+
+/// Longest IP packet that [`common`] takes: longer ones are super-packets whose length field cannot tell.
+const MAX_COMMON: u32 = 0xffff;
+
 /// Parses an Ethernet frame into `packet`, which is fresh. `stripped_tag_len` is 4 if a VLAN tag of the frame is
 /// kept beside it (`skb->vlan_tci`).
-///
-/// # Errors
-/// [`NotLinear`] if a header lies out of `frame`'s reach; `packet` is then not to be used.
 #[inline(always)]
-pub fn ethernet<F: Frame>(
-    frame: &F,
-    packet: &mut Packet,
-    stripped_tag_len: u32,
-    gso: bool,
-) -> Result<(), NotLinear> {
+pub fn ethernet<F: Frame>(frame: &F, packet: &mut Packet, stripped_tag_len: u32, gso: bool) {
     packet.l3_bytes = frame.len();
     packet.key.link_len = stripped_tag_len as u8;
-    let Some(header) = reach(frame.load::<[u16; 7]>(0))? else {
+    let Some(header) = frame.load::<[u16; 7]>(0) else {
         packet.key.kind |= kind::MALFORMED;
-        return Ok(());
+        return;
     };
     let mut ethertype = u16::from_be(header[6]);
     let mut offset = ETHERNET;
     let mut tags = 0;
     while tags < MAX_TAGS && is_tag(ethertype) {
-        let Some(tag) = reach(frame.load::<[u16; 2]>(offset))? else {
+        let Some(tag) = frame.load::<[u16; 2]>(offset) else {
             packet.key.kind |= kind::MALFORMED;
             break;
         };
@@ -171,22 +241,9 @@ pub fn ethernet<F: Frame>(
 }
 
 /// Parses a packet without link-layer header into `packet`, which is fresh; `ethertype` says what it is.
-///
-/// # Errors
-/// [`NotLinear`] if a header lies out of `frame`'s reach; `packet` is then not to be used.
 #[inline(always)]
-pub fn raw<F: Frame>(frame: &F, packet: &mut Packet, ethertype: u16, gso: bool) -> Result<(), NotLinear> {
+pub fn raw<F: Frame>(frame: &F, packet: &mut Packet, ethertype: u16, gso: bool) {
     network_layer(frame, packet, ethertype, 0, gso)
-}
-
-/// A header, or `None` where the frame ends before it.
-#[inline(always)]
-fn reach<T>(loaded: Result<T, LoadError>) -> Result<Option<T>, NotLinear> {
-    match loaded {
-        Ok(header) => Ok(Some(header)),
-        Err(LoadError::Truncated) => Ok(None),
-        Err(LoadError::NotLinear) => Err(NotLinear),
-    }
 }
 
 #[inline(always)]
@@ -195,13 +252,7 @@ fn is_tag(ethertype: u16) -> bool {
 }
 
 #[inline(always)]
-fn network_layer<F: Frame>(
-    frame: &F,
-    packet: &mut Packet,
-    ethertype: u16,
-    offset: u32,
-    gso: bool,
-) -> Result<(), NotLinear> {
+fn network_layer<F: Frame>(frame: &F, packet: &mut Packet, ethertype: u16, offset: u32, gso: bool) {
     packet.l3_bytes = frame.len().saturating_sub(offset);
     match ethertype {
         ethertype::IPV4 => ipv4(frame, packet, offset, gso),
@@ -212,23 +263,21 @@ fn network_layer<F: Frame>(
             } else {
                 ethertype
             };
-            Ok(())
         }
     }
 }
 
 /// A frame that says it is IP and is not: counted by its `EtherType`, marked.
 #[inline(always)]
-fn not_ip_after_all(packet: &mut Packet, ethertype: u16) -> Result<(), NotLinear> {
+fn not_ip_after_all(packet: &mut Packet, ethertype: u16) {
     packet.key.kind |= kind::MALFORMED;
     packet.key.sport = ethertype;
-    Ok(())
 }
 
 /// RFC 791.
 #[inline(always)]
-fn ipv4<F: Frame>(frame: &F, packet: &mut Packet, offset: u32, gso: bool) -> Result<(), NotLinear> {
-    let Some(header) = reach(frame.load::<[u32; 5]>(offset))? else {
+fn ipv4<F: Frame>(frame: &F, packet: &mut Packet, offset: u32, gso: bool) {
+    let Some(header) = frame.load::<[u32; 5]>(offset) else {
         return not_ip_after_all(packet, ethertype::IPV4);
     };
     let [version_ihl, _, length_high, length_low] = header[0].to_ne_bytes();
@@ -274,8 +323,8 @@ fn ipv4<F: Frame>(frame: &F, packet: &mut Packet, offset: u32, gso: bool) -> Res
 
 /// RFC 8200, with the extension headers of RFC 7045 §4.
 #[inline(always)]
-fn ipv6<F: Frame>(frame: &F, packet: &mut Packet, offset: u32, gso: bool) -> Result<(), NotLinear> {
-    let Some(header) = reach(frame.load::<[u32; 10]>(offset))? else {
+fn ipv6<F: Frame>(frame: &F, packet: &mut Packet, offset: u32, gso: bool) {
+    let Some(header) = frame.load::<[u32; 10]>(offset) else {
         return not_ip_after_all(packet, ethertype::IPV6);
     };
     let [version_class, _, _, _] = header[0].to_ne_bytes();
@@ -300,9 +349,6 @@ fn ipv6<F: Frame>(frame: &F, packet: &mut Packet, offset: u32, gso: bool) -> Res
         }
     }
     if is_extension(next) {
-        if !F::WALKS_EXTENSIONS {
-            return Err(NotLinear);
-        }
         extensions(frame, packet, offset)
     } else {
         packet.header_len += IPV6;
@@ -310,6 +356,7 @@ fn ipv6<F: Frame>(frame: &F, packet: &mut Packet, offset: u32, gso: bool) -> Res
     }
 }
 
+/// Length of the IPv6 header.
 const IPV6: u32 = 40;
 
 /// IPv6 extension headers (IANA registry of that name).
@@ -336,7 +383,7 @@ fn is_extension(next: u8) -> bool {
 /// Walks the extension headers of the IPv6 packet at `ip`, then reads the transport header behind them. The
 /// packet's protocol is the first extension header's number.
 #[inline(always)]
-fn extensions<F: Frame>(frame: &F, packet: &mut Packet, ip: u32) -> Result<(), NotLinear> {
+fn extensions<F: Frame>(frame: &F, packet: &mut Packet, ip: u32) {
     let end = ip + packet.l3_bytes;
     let mut at = ip + IPV6;
     let mut walked = 0;
@@ -345,11 +392,11 @@ fn extensions<F: Frame>(frame: &F, packet: &mut Packet, ip: u32) -> Result<(), N
         // All are at least 8 bytes long; padding is not read as one.
         if at + 8 > end {
             packet.key.kind |= kind::MALFORMED;
-            return Ok(());
+            return;
         }
-        let Some(header) = reach(frame.load::<[u16; 4]>(at))? else {
+        let Some(header) = frame.load::<[u16; 4]>(at) else {
             packet.key.kind |= kind::MALFORMED;
-            return Ok(());
+            return;
         };
         let [following, len] = header[0].to_ne_bytes();
         packet.key.protocol = following;
@@ -376,43 +423,49 @@ fn extensions<F: Frame>(frame: &F, packet: &mut Packet, ip: u32) -> Result<(), N
     }
     if at > end {
         packet.key.kind |= kind::MALFORMED;
-        return Ok(());
+        return;
     }
     packet.header_len += at - ip;
     transport(frame, packet, at, ip)
 }
 
-/// An IPv6 address, or an IPv4 one as `::ffff:a.b.c.d`; words as on the wire.
+/// An IPv6 address, or an IPv4 one as `::ffff:a.b.c.d`; words as on the wire. In halves of 8 bytes, which is how the
+/// kernel's hash reads them soon after: smaller stores would have to drain first.
 #[inline(always)]
-fn address(a: u32, b: u32, c: u32, d: u32) -> [u8; 16] {
+const fn address(a: u32, b: u32, c: u32, d: u32) -> [u8; 16] {
+    let halves = if cfg!(target_endian = "little") {
+        [a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32]
+    } else {
+        [(a as u64) << 32 | b as u64, (c as u64) << 32 | d as u64]
+    };
     // SAFETY: the same size, and any bytes are an address.
-    unsafe { core::mem::transmute([a, b, c, d]) }
+    unsafe { core::mem::transmute(halves) }
 }
 
 /// Ports or ICMP type and code of the header at `at`, which must lie within the IP packet that begins at `ip`:
 /// padding is not read as ports.
 #[inline(always)]
-fn transport<F: Frame>(frame: &F, packet: &mut Packet, at: u32, ip: u32) -> Result<(), NotLinear> {
+fn transport<F: Frame>(frame: &F, packet: &mut Packet, at: u32, ip: u32) {
     if packet.fragment == Fragment::Later {
-        return Ok(());
+        return;
     }
     let len = match packet.key.protocol {
         protocol::TCP => 20,
         protocol::UDP | protocol::UDPLITE => 8,
         protocol::SCTP => 12,
         protocol::ICMP | protocol::ICMPV6 => 4,
-        _ => return Ok(()),
+        _ => return,
     };
     packet.header_len += len;
     let end = ip + packet.l3_bytes;
     if at + len > end {
         packet.key.kind |= kind::MALFORMED;
-        return Ok(());
+        return;
     }
     if packet.key.protocol == protocol::TCP {
-        let Some(tcp) = reach(frame.load::<[u16; 7]>(at))? else {
+        let Some(tcp) = frame.load::<[u16; 7]>(at) else {
             packet.key.kind |= kind::MALFORMED;
-            return Ok(());
+            return;
         };
         packet.key.sport = u16::from_be(tcp[0]);
         packet.key.dport = u16::from_be(tcp[1]);
@@ -424,11 +477,11 @@ fn transport<F: Frame>(frame: &F, packet: &mut Packet, at: u32, ip: u32) -> Resu
         } else {
             packet.header_len += header_len - 20;
         }
-        return Ok(());
+        return;
     }
-    let Some(words) = reach(frame.load::<[u16; 2]>(at))? else {
+    let Some(words) = frame.load::<[u16; 2]>(at) else {
         packet.key.kind |= kind::MALFORMED;
-        return Ok(());
+        return;
     };
     if matches!(packet.key.protocol, protocol::ICMP | protocol::ICMPV6) {
         let [icmp_type, code] = words[0].to_ne_bytes();
@@ -438,5 +491,4 @@ fn transport<F: Frame>(frame: &F, packet: &mut Packet, at: u32, ip: u32) -> Resu
         packet.key.sport = u16::from_be(words[0]);
         packet.key.dport = u16::from_be(words[1]);
     }
-    Ok(())
 }

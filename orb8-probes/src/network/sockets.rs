@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockContext},
 };
 use orb8_common::network::{Comm, Hook, kind, protocol};
-use orb8_probes::network::parse::{self, NotLinear, Packet, ethertype};
+use orb8_probes::network::parse::{self, Packet};
 
 use crate::{account::account, atomic, classifier::copied_raw, frame::Direct, maps, settings};
 
@@ -45,18 +45,10 @@ fn socket_packet(skb: *mut __sk_buff, hook: Hook, kind: u8) -> i32 {
     }
     // SAFETY: the context.
     let frame = unsafe { Direct::new(skb) };
-    // SAFETY: fields of the context.
-    let (gso, protocol) = unsafe { ((*skb).gso_size != 0, u16::from_be((*skb).protocol as u16)) };
-    // skb->protocol is not set yet where a socket sends: the version nibble tells.
-    // (Two bytes, since the check of a single one would compare 32-bit halves of pointers.)
-    let ethertype = match parse::Frame::load::<[u8; 2]>(&frame, 0) {
-        Ok([first, _]) if first >> 4 == 6 => ethertype::IPV6,
-        Ok([first, _]) if first >> 4 == 4 => ethertype::IPV4,
-        _ => protocol,
-    };
     let mut packet = Packet::default();
-    if parse::raw(&frame, &mut packet, ethertype, gso) == Err(NotLinear) {
-        copied_raw(skb, &mut packet, ethertype, gso);
+    if !parse::common(&frame, &mut packet, 0) {
+        packet = Packet::default();
+        copied_raw(skb, &mut packet);
     }
     let key = &packet.key;
     let is_self = key.protocol == protocol::TCP
