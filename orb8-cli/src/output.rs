@@ -28,7 +28,8 @@ enum Piece {
 #[derive(Debug)]
 pub(crate) struct Output {
     sender: mpsc::Sender<Piece>,
-    end: oneshot::Receiver<io::Result<()>>,
+    /// Why the thread ended; `None` once that was told.
+    end: Option<oneshot::Receiver<io::Result<()>>>,
     /// Tells when the pipe's reader goes, even while there is nothing to write. Files have no such thing.
     pipe: Option<AsyncFd<OwnedFd>>,
 }
@@ -62,7 +63,7 @@ impl Output {
         });
         Self {
             sender,
-            end,
+            end: Some(end),
             pipe: None,
         }
     }
@@ -92,9 +93,12 @@ impl Output {
 
     /// Why the thread ended.
     async fn error(&mut self) -> io::Error {
-        match (&mut self.end).await {
-            Ok(Err(error)) => error,
-            _ => io::ErrorKind::BrokenPipe.into(),
+        match self.end.take() {
+            Some(end) => match end.await {
+                Ok(Err(error)) => error,
+                _ => io::ErrorKind::BrokenPipe.into(),
+            },
+            None => io::ErrorKind::BrokenPipe.into(),
         }
     }
 
@@ -115,7 +119,8 @@ impl Output {
     /// The error of a write.
     pub(crate) async fn finish(self) -> io::Result<()> {
         drop(self.sender);
-        match tokio::time::timeout(FINISH, self.end).await {
+        let Some(end) = self.end else { return Ok(()) };
+        match tokio::time::timeout(FINISH, end).await {
             Ok(Ok(result)) => result,
             _ => Ok(()),
         }

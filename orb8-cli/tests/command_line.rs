@@ -240,9 +240,11 @@ fn closed_pipes_are_no_failure() {
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         stdout.read_line(&mut String::new()).unwrap();
         drop(stdout);
-        assert_eq!(ends_within(&mut child, Duration::from_secs(5)), Some(0), "{line}");
+        let code = ends_within(&mut child, Duration::from_secs(5));
+
         let mut stderr = String::new();
         child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert_eq!(code, Some(0), "{line}: {stderr}");
         assert!(
             !stderr.contains("error") && !stderr.contains("panic"),
             "{line}: {stderr}"

@@ -534,13 +534,13 @@ fn a_message_has_both_ends_the_health_and_the_peers_own_report() {
         (2, 2, 0)
     );
 
-    // The record without a flow is lost after the next interval.
+    // The record without a flow is given up after the next interval.
     let unmatched = |history: &History| {
         history
             .ledger()
             .iter()
             .find(|row| row.stage == "tcp_health")
-            .map(|r| r.lost)
+            .map(|r| r.filtered)
     };
     history.commit(START + 2 * SECOND, &owners);
     assert_eq!(unmatched(&history), Some(1));
@@ -726,5 +726,5 @@ fn the_bound_on_memory_bounds_the_flow_table() {
         bytes: 1 << 20,
         ..HistoryLimits::default()
     });
-    assert!(FlowTable::memory_of(history.flows.max_detail()) <= 1 << 19);
+    assert!(FlowTable::memory_of(history.flows.max_detail()) <= (1 << 20) / 4 * 3);
 }
