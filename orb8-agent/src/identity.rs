@@ -203,6 +203,10 @@ impl Identity {
             owner.attribution = Attribution::Socket;
             owner.process = process;
             owner.pid = pid;
+        } else if owner.cgroup == "/" {
+            // A socket of the kernel itself (it answers for closed ports), or one that nobody holds any more.
+            owner.kind = Kind::Host;
+            owner.cgroup.clear();
         }
         owner
     }

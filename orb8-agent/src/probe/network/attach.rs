@@ -78,15 +78,25 @@ pub struct Attachment(Links);
 enum Links {
     Tcx([OwnedFd; 2]),
     Clsact([SchedClassifierLink; 2]),
+    #[cfg(test)]
+    None,
 }
 
 impl Attachment {
+    /// Nothing attached, for tests of what keeps attachments.
+    #[cfg(test)]
+    pub(crate) const fn none() -> Self {
+        Self(Links::None)
+    }
+
     /// How it is attached.
     #[must_use]
     pub const fn mechanism(&self) -> Mechanism {
         match self.0 {
             Links::Tcx(_) => Mechanism::Tcx,
             Links::Clsact(_) => Mechanism::Clsact,
+            #[cfg(test)]
+            Links::None => Mechanism::Tcx,
         }
     }
 
@@ -96,6 +106,8 @@ impl Attachment {
         match self.0 {
             Links::Tcx(links) => drop(links),
             Links::Clsact(links) => mem::forget(links),
+            #[cfg(test)]
+            Links::None => {}
         }
     }
 }

@@ -268,3 +268,77 @@ impl Points {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{interfaces::LinkLayer, probe::network::attach::Attachment};
+
+    fn interface(ifindex: u32) -> Interface {
+        Interface {
+            ifindex,
+            name: format!("veth{ifindex}"),
+            link: LinkLayer::Ethernet,
+            peer_netnsid: Some(0),
+            peer_ifindex: None,
+            kind: "veth".to_owned(),
+            loopback: false,
+            up: true,
+            role: Role::Workload,
+            counters: Counters::default(),
+        }
+    }
+
+    fn counters(ifindex: u32, rx_packets: u64) -> HashMap<u32, Counters> {
+        HashMap::from([(
+            ifindex,
+            Counters {
+                rx_packets,
+                ..Counters::default()
+            },
+        )])
+    }
+
+    fn observed() -> Points {
+        let mut points = Points::default();
+        points.insert(Point::new(interface(7), Owner::default(), Ok(Attachment::none())));
+        points.set_baselines(&counters(7, 100));
+        points
+    }
+
+    #[test]
+    fn what_is_in_flight_at_one_look_is_not_bypassed() {
+        let mut points = observed();
+        points.get_mut(7).unwrap().seen[0] = 40;
+        assert!(points.reconcile(&counters(7, 150)).is_empty());
+        points.get_mut(7).unwrap().seen[0] = 50;
+        assert!(points.reconcile(&counters(7, 150)).is_empty());
+        assert_eq!(points.bypassed_and_seen(), (0, 50));
+    }
+
+    #[test]
+    fn a_gap_that_stays_is_bypassed_and_told_once() {
+        let mut points = observed();
+        points.get_mut(7).unwrap().seen[0] = 40;
+        assert!(points.reconcile(&counters(7, 150)).is_empty());
+        assert_eq!(
+            points.reconcile(&counters(7, 150)),
+            [("veth7".to_owned(), String::new(), 10)]
+        );
+        assert!(points.reconcile(&counters(7, 150)).is_empty());
+        assert_eq!(points.bypassed_and_seen(), (10, 40));
+    }
+
+    #[test]
+    fn what_a_vanished_interface_counted_stays_in_the_sums() {
+        let mut points = observed();
+        points.get_mut(7).unwrap().seen = [3, 4];
+        points.remove(7);
+        // Its last records may still come.
+        points.epoch_ended();
+        assert!(points.get(7).is_some());
+        points.epoch_ended();
+        assert!(points.get(7).is_none());
+        assert_eq!(points.bypassed_and_seen(), (0, 7));
+    }
+}
