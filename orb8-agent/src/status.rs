@@ -12,7 +12,7 @@ use crate::core::{Core, lock};
 pub(crate) fn agent_status(core: &Core) -> v1::AgentStatus {
     let (interfaces, attached) = {
         let points = lock(&core.points);
-        (points.status(), points.attached())
+        (points.status(), points.attached_by_framing())
     };
     let (rss, cpu) = process_usage();
     let map_bytes = core.counters.map_bytes();
@@ -72,7 +72,7 @@ pub(crate) fn agent_status(core: &Core) -> v1::AgentStatus {
     }
 }
 
-fn programs(core: &Core, attached: usize) -> Vec<v1::ProgramStatus> {
+fn programs(core: &Core, attached: [usize; 2]) -> Vec<v1::ProgramStatus> {
     let info = lock(&core.programs).info();
     let of = |name: &str| {
         info.iter()
@@ -92,13 +92,11 @@ fn programs(core: &Core, attached: usize) -> Vec<v1::ProgramStatus> {
             run_time_ns: info.run_time_ns,
         }
     };
-    let by_framing = lock(&core.points).attached_by_framing();
-    debug_assert_eq!(by_framing.iter().sum::<usize>(), attached, "counted twice");
     let idle = "no such interface is observed";
     let mut programs = Vec::new();
     for (names, count) in [
-        (crate::probe::network::load::ETHERNET, by_framing[0]),
-        (crate::probe::network::load::RAW, by_framing[1]),
+        (crate::probe::network::load::ETHERNET, attached[0]),
+        (crate::probe::network::load::RAW, attached[1]),
     ] {
         for name in names {
             programs.push(if count == 0 {

@@ -9,7 +9,7 @@ mod reference;
 
 use etherparse::{PacketBuilder, SingleVlanHeader, TcpHeader, VlanHeader, VlanId};
 use frames::Case;
-use invariants::{Facts, Link, check, check_common, parse, parse_common};
+use invariants::{Facts, Link, check, check_common, parse_common};
 use orb8_common::network::{kind, protocol};
 use orb8_probes::network::{
     parse::{Fragment, Packet},

@@ -218,6 +218,10 @@ impl FromStr for LogFilter {
         if text.trim().is_empty() {
             return Err("empty".to_owned());
         }
+        // The parser of filters cuts other text in the middle of a character, and panics.
+        if !text.is_ascii() {
+            return Err("it has characters outside of ASCII".to_owned());
+        }
         EnvFilter::builder()
             .parse(text)
             .map_err(|error| error.to_string())?;

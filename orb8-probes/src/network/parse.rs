@@ -237,13 +237,13 @@ pub fn ethernet<F: Frame>(frame: &F, packet: &mut Packet, stripped_tag_len: u32,
     }
     packet.key.link_len = (offset + stripped_tag_len) as u8;
     packet.header_len = offset + stripped_tag_len;
-    network_layer(frame, packet, ethertype, offset, gso)
+    network_layer(frame, packet, ethertype, offset, gso);
 }
 
 /// Parses a packet without link-layer header into `packet`, which is fresh; `ethertype` says what it is.
 #[inline(always)]
 pub fn raw<F: Frame>(frame: &F, packet: &mut Packet, ethertype: u16, gso: bool) {
-    network_layer(frame, packet, ethertype, 0, gso)
+    network_layer(frame, packet, ethertype, 0, gso);
 }
 
 #[inline(always)]
@@ -315,9 +315,9 @@ fn ipv4<F: Frame>(frame: &F, packet: &mut Packet, offset: u32, gso: bool) {
     }
     // Nearly every packet has no options: then all offsets are constants.
     if header_len == 20 {
-        transport(frame, packet, offset + 20, offset)
+        transport(frame, packet, offset + 20, offset);
     } else {
-        transport(frame, packet, offset + header_len, offset)
+        transport(frame, packet, offset + header_len, offset);
     }
 }
 
@@ -349,10 +349,10 @@ fn ipv6<F: Frame>(frame: &F, packet: &mut Packet, offset: u32, gso: bool) {
         }
     }
     if is_extension(next) {
-        extensions(frame, packet, offset)
+        extensions(frame, packet, offset);
     } else {
         packet.header_len += IPV6;
-        transport(frame, packet, offset + IPV6, offset)
+        transport(frame, packet, offset + IPV6, offset);
     }
 }
 
@@ -426,7 +426,7 @@ fn extensions<F: Frame>(frame: &F, packet: &mut Packet, ip: u32) {
         return;
     }
     packet.header_len += at - ip;
-    transport(frame, packet, at, ip)
+    transport(frame, packet, at, ip);
 }
 
 /// An IPv6 address, or an IPv4 one as `::ffff:a.b.c.d`; words as on the wire. In halves of 8 bytes, which is how the

@@ -142,16 +142,7 @@ impl Points {
         self.by_index.values_mut()
     }
 
-    /// How many programs are attached.
-    #[must_use]
-    pub fn attached(&self) -> usize {
-        self.by_index
-            .values()
-            .filter(|point| point.attachment.is_some())
-            .count()
-    }
-
-    /// The same by how frames begin: Ethernet header, IP header.
+    /// How many are observed, by how frames begin: Ethernet header, IP header.
     #[must_use]
     pub fn attached_by_framing(&self) -> [usize; 2] {
         let mut counts = [0; 2];
