@@ -81,7 +81,12 @@ pub(crate) fn send_frames<'a>(frames: impl IntoIterator<Item = &'a Vec<u8>>) -> 
                 mem::size_of_val(&address) as u32,
             )
         };
-        assert_eq!(result, frame.len().cast_signed(), "{}", io::Error::last_os_error());
+        assert_eq!(
+            result,
+            frame.len().cast_signed(),
+            "{}",
+            io::Error::last_os_error()
+        );
         sent += 1;
     }
     sent
