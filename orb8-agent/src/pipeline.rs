@@ -13,7 +13,7 @@ use std::{
 
 use orb8_common::network::{FlowCounters, FlowKey, Hook, RemainderKey, TcpHealth, TcpKey, kind};
 use tokio::sync::oneshot;
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
 
 use crate::{
     core::{Core, Store, lock},
@@ -321,7 +321,7 @@ impl Resolver<'_> {
         }
         let ifindex = u32::try_from(key.point).unwrap_or(0);
         let Some(point) = self.points.get_mut(ifindex) else {
-            warn!(ifindex, "packets of an interface that is not known");
+            debug!(ifindex, "packets of an interface that is not known");
             return (OwnerId::UNKNOWN, Direction::of(key.kind, false), PointId::UNNAMED);
         };
         point.seen[usize::from(key.kind & kind::EGRESS != 0)] += counters.frames();

@@ -179,7 +179,7 @@ fn cgroups_are_named_also_when_gone() {
     assert!(identity.degraded().is_empty());
     let root = identity.cgroups().unwrap().root_id();
     let owner = identity.socket_owner(root, 0, None, None);
-    assert_eq!((owner.cgroup.as_str(), owner.kind), ("/", Kind::Process));
+    assert_eq!((owner.cgroup.as_str(), owner.kind), ("", Kind::Host));
 
     let owner = identity.socket_owner(before.id(), 1, None, None);
     assert_eq!(owner.unit, before.path.rsplit('/').next().unwrap());

@@ -1,5 +1,6 @@
 //! Developer tasks of orb8: `cargo xtask --help`.
 
+mod bench;
 mod build_ebpf;
 mod fuzz;
 
@@ -17,6 +18,8 @@ struct Arguments {
 enum Task {
     /// Build the eBPF objects that the agent embeds.
     BuildEbpf(build_ebpf::Options),
+    /// Measure the network probe and the agent (as root), each beside its baseline; writes docs/PERFORMANCE.md.
+    Bench(bench::Options),
     /// Fuzz the code that reads hostile bytes.
     Fuzz(fuzz::Options),
 }
@@ -24,6 +27,7 @@ enum Task {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::BuildEbpf(options) => build_ebpf::run(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
     }
 }
