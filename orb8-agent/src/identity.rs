@@ -1,7 +1,7 @@
 //! Who owns an interface, a cgroup or an address, on a machine without Kubernetes.
 //!
 //! [`Identity`] answers; it never changes the machine, enters no namespace and keeps none alive. What it cannot
-//! find out has [`Attribution::Unknown`](owner::Attribution::Unknown): a guess never looks like a fact.
+//! find out has [`owner::Attribution::Unknown`]: a guess never looks like a fact.
 
 use std::{
     collections::HashMap,

@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     os::fd::OwnedFd,
     process::Command,
+    sync::atomic::{AtomicU32, Ordering},
     thread::{self, JoinHandle},
 };
 
@@ -24,7 +25,12 @@ impl Namespace {
     /// # Errors
     /// If `ip` fails.
     pub(super) fn new(role: &str) -> Result<Self> {
-        let name = format!("orb8-bench-{}-{role}", std::process::id());
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "orb8-bench-{}-{}-{role}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         cleanup::namespace(&name);
         ip(&["netns", "add", &name])?;
         let namespace = Self { name };
