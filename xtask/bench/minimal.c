@@ -29,7 +29,7 @@ struct value {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 131072);
+	__uint(max_entries, 262144);
 	__type(key, struct key);
 	__type(value, struct value);
 } FLOWS SEC(".maps");

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::{
     sched::{CloneFlags, setns},
-    sys::signal::{Signal, kill},
+    sys::signal::{SigSet, Signal, kill},
     unistd::Pid,
 };
 use orb8_proto::v1::{
@@ -65,8 +65,14 @@ impl Observer {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        // SAFETY: one system call, which is safe between fork and exec.
-        unsafe { command.pre_exec(move || setns(&file, CloneFlags::CLONE_NEWNET).map_err(Into::into)) };
+        // The benchmark waits for signals on one thread and blocks them in all; the agent is to hear them.
+        // SAFETY: two system calls, which are safe between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                SigSet::all().thread_unblock()?;
+                setns(&file, CloneFlags::CLONE_NEWNET).map_err(Into::into)
+            })
+        };
         let begun = Instant::now();
         let child = command
             .spawn()

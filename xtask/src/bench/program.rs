@@ -111,7 +111,7 @@ impl Programs {
         let cycle = baseline.take_map("CYCLE").context("no map CYCLE")?.try_into()?;
         let network = Network::load(
             &NetworkOptions {
-                flow_entries: 131_072,
+                flow_entries: 262_144,
                 ring_bytes: 1 << 20,
                 grpc_port: 0,
                 metrics_port: 0,
