@@ -117,6 +117,9 @@ fn nanoseconds(name: &'static str, time: Option<&Timestamp>) -> Result<Option<u6
         .ok_or(error)
 }
 
+/// A difference from the span asked for that is not worth a sentence: clocks of client and kernel differ by more.
+const NEGLIGIBLE_NS: u64 = 1_000_000;
+
 impl History {
     /// Answers a query. `owners` names the ends, `node` this machine; `now_ns` is the Unix time.
     ///
@@ -260,7 +263,7 @@ impl History {
         if let Some(since) = since
             && !segments.is_empty()
         {
-            if from_ns < since {
+            if from_ns + NEGLIGIBLE_NS < since {
                 notes.push(format!(
                     "The answer starts {:.3} s before the time asked for: the history keeps that time in \
                      segments of {:.3} s.",
@@ -271,7 +274,7 @@ impl History {
                 ));
             } else if self
                 .covered()
-                .is_some_and(|(oldest, _)| oldest == from_ns && from_ns > since)
+                .is_some_and(|(oldest, _)| oldest == from_ns && from_ns > since + NEGLIGIBLE_NS)
             {
                 notes.push(format!(
                     "The answer starts {:.3} s after the time asked for, where the history begins.",
