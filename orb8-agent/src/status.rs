@@ -69,6 +69,7 @@ pub(crate) fn agent_status(core: &Core) -> v1::AgentStatus {
         cpu: Some(duration(cpu)),
         history_from: history_from.map(timestamp),
         settings: core.settings.clone(),
+        ..v1::AgentStatus::default()
     }
 }
 

@@ -124,6 +124,17 @@ impl OrbitService for Orbit {
         Ok(Response::new(agent_status(&self.core)))
     }
 
+    async fn list_pods(
+        &self,
+        _request: Request<v1::ListPodsRequest>,
+    ) -> Result<Response<v1::ListPodsResponse>, Status> {
+        Ok(Response::new(v1::ListPodsResponse {
+            node: self.core.node.clone(),
+            pods: Vec::new(),
+            notes: vec!["This agent does not know of Kubernetes.".to_owned()],
+        }))
+    }
+
     async fn stream_events(
         &self,
         request: Request<StreamEventsRequest>,

@@ -113,6 +113,9 @@ impl Filter {
             ports,
             protocols,
             direction,
+            workloads: _,
+            services: _,
+            peers: _,
         } = filter.unwrap_or(&default);
         let values = owners.len() + addresses.len() + ports.len() + protocols.len();
         if values > MAX_VALUES {

@@ -101,6 +101,7 @@ pub(crate) fn flow(
         fragment: key.kind & kind::FRAGMENT != 0,
         malformed: key.kind & kind::MALFORMED != 0,
         remainder: flow.is_remainder(),
+        ..v1::Flow::default()
     }
 }
 

@@ -304,6 +304,13 @@ impl OrbitService for FakeAgent {
     type QueryFlowsStream = Answers<QueryFlowsResponse>;
     type StreamEventsStream = Answers<StreamEventsResponse>;
 
+    async fn list_pods(
+        &self,
+        _request: Request<orb8_proto::v1::ListPodsRequest>,
+    ) -> Result<Response<orb8_proto::v1::ListPodsResponse>, Status> {
+        Ok(Response::new(orb8_proto::v1::ListPodsResponse::default()))
+    }
+
     async fn query_flows(
         &self,
         request: Request<FlowQuery>,
