@@ -13,8 +13,9 @@ use orb8_proto::v1;
 use tokio::sync::oneshot;
 
 use crate::{
-    identity::{Identity, owner::OwnerTable},
+    identity::owner::OwnerTable,
     live::Live,
+    naming::Names,
     pipeline::Command,
     probe::network::{
         load::{Counters, NetworkPrograms},
@@ -59,7 +60,7 @@ pub(crate) struct Core {
     /// Programs at the cgroup2 root: name, and why it is off or has failed.
     pub(crate) cgroup_programs: Vec<(&'static str, v1::State, String)>,
     pub(crate) points: Mutex<Points>,
-    pub(crate) identity: Mutex<Identity>,
+    pub(crate) names: Mutex<Names>,
     pub(crate) store: Mutex<Store>,
     pub(crate) counters: Counters,
     pub(crate) live: Live,

@@ -10,6 +10,7 @@ mod core;
 pub mod export;
 pub mod identity;
 pub mod interfaces;
+pub mod kubernetes;
 mod live;
 mod memory;
 mod netlink;

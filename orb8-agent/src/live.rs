@@ -21,6 +21,7 @@ use tracing::{error, warn};
 use crate::{
     core::{Core, lock},
     identity::owner::Owner,
+    naming::peer_address,
     pipeline::ip,
     probe::{
         kernel_clock::KernelClock,
@@ -211,23 +212,21 @@ fn named(core: &Core, event: &Event, clock: KernelClock) -> LiveEvent {
         }
     };
     let direction = Direction::of(key.kind, inverted);
-    let (local, remote) = if direction == Direction::Egress {
-        (&key.src, &key.dst)
+    let (local, port) = if direction == Direction::Egress {
+        (&key.src, key.sport)
     } else {
-        (&key.dst, &key.src)
-    };
-    let port = if direction == Direction::Egress {
-        key.sport
-    } else {
-        key.dport
+        (&key.dst, key.dport)
     };
     let is_ip = key.kind & (kind::IPV4 | kind::IPV6) != 0;
-    let mut identity = lock(&core.identity);
+    let time_ns = clock.unix_ns(event.time_ns);
+    let mut names = lock(&core.names);
     let owner = owner.unwrap_or_else(|| {
-        identity.socket_owner(key.point, event.tgid, None, Some((key.protocol, ip(local), port)))
+        names.socket_owner(key.point, event.tgid, None, Some((key.protocol, ip(local), port)))
     });
+    let via = names.via(&key, false);
     let peer = if is_ip {
-        identity.address_owner(ip(remote))
+        let (address, port) = peer_address(&key, direction, via.as_ref());
+        names.peer(address, port, key.protocol, key.point, time_ns)
     } else {
         Owner::default()
     };
@@ -236,9 +235,10 @@ fn named(core: &Core, event: &Event, clock: KernelClock) -> LiveEvent {
         direction,
         owner,
         peer,
+        via,
         interface,
         kind: event.kind,
-        time_ns: clock.unix_ns(event.time_ns),
+        time_ns,
         bytes: event.bytes,
         tcp_flags: event.tcp_flags,
         weight: event.weight,

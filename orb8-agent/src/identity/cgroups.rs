@@ -24,9 +24,10 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
+use tokio::sync::Notify;
 use tracing::{debug, warn};
 
-use super::{IdentityError, Limit};
+use super::{IdentityError, Limit, cgroup::CgroupName};
 
 /// Type of a file handle whose 8 bytes are the inode (`FILEID_KERNFS`, include/linux/exportfs.h; kernel ≥ 5.5).
 const FILEID_KERNFS: libc::c_int = 0xfe;
@@ -116,6 +117,8 @@ struct Shared {
     /// Whether the kernel lets us open a cgroup by its id.
     by_handle: bool,
     tree: Mutex<Tree>,
+    /// Woken when there are newcomers.
+    arrival: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -129,10 +132,15 @@ struct Tree {
     entries: HashMap<u64, Entry>,
     ids: HashMap<Arc<str>, u64>,
     watches: HashMap<WatchDescriptor, Arc<str>>,
+    /// Containers' cgroups that came since they were last taken.
+    newcomers: Vec<Arc<str>>,
     names_turned_away: u64,
     watches_turned_away: u64,
     generation: u64,
 }
+
+/// Newcomers that wait to be met. More are found by the next look at all processes.
+const MAX_NEWCOMERS: usize = 1024;
 
 impl Cgroups {
     /// Reads the hierarchy at `root` and starts to follow it. Costs about 50 µs a cgroup; where cgroups can be opened
@@ -164,6 +172,7 @@ impl Cgroups {
             limits,
             by_handle: false,
             tree: Mutex::default(),
+            arrival: Arc::new(Notify::new()),
         };
         shared.by_handle = shared.open_by_id(root_id).is_ok_and(|path| path == "/");
         let shared = Arc::new(shared);
@@ -226,6 +235,31 @@ impl Cgroups {
         let limits = self.shared.limits;
         self.shared.tree().insert(id, path.clone(), &limits);
         Some(path)
+    }
+
+    /// Woken whenever a container's cgroup has come.
+    #[must_use]
+    pub fn arrival(&self) -> Arc<Notify> {
+        self.shared.arrival.clone()
+    }
+
+    /// Cgroups of containers that came since the last call.
+    pub(crate) fn take_newcomers(&self) -> Vec<Arc<str>> {
+        std::mem::take(&mut self.shared.tree().newcomers)
+    }
+
+    /// The cgroup whose path `matches`, and its id; also one removed not long ago, where there is no other. Cost: a look
+    /// at all paths.
+    #[must_use]
+    pub fn find(&self, mut matches: impl FnMut(&str) -> bool) -> Option<(u64, Arc<str>)> {
+        let tree = self.shared.tree();
+        let found = tree
+            .entries
+            .iter()
+            .filter(|(_, entry)| matches(&entry.path))
+            // A container may have cgroups below its own.
+            .min_by_key(|(_, entry)| (entry.removed.is_some(), entry.path.len()));
+        found.map(|(&id, entry)| (id, entry.path.clone()))
     }
 
     /// Changes whenever a cgroup comes or goes.
@@ -326,6 +360,9 @@ impl Tree {
             return false;
         }
         self.generation += 1;
+        if self.newcomers.len() < MAX_NEWCOMERS && CgroupName::parse(&path).container.is_some() {
+            self.newcomers.push(path.clone());
+        }
         self.ids.insert(path.clone(), id);
         self.entries.insert(id, Entry { path, removed: None });
         true
@@ -410,6 +447,9 @@ impl Watcher {
             let path = child(&parent, &name.to_string_lossy());
             if event.mask.contains(EventMask::CREATE) {
                 self.scan(&path, &mut |_| ());
+                if !self.shared.tree().newcomers.is_empty() {
+                    self.shared.arrival.notify_one();
+                }
             } else if event.mask.contains(EventMask::DELETE) {
                 self.shared.tree().removed(&path);
             }

@@ -20,6 +20,7 @@ use super::{
     cgroup::CgroupName,
     owner::{Kind, Owner},
     pace::Pace,
+    pod_of_uid,
     processes::{pids, read_comm},
 };
 use crate::netlink::{Attributes, Socket, push_u32, read_u32};
@@ -169,6 +170,56 @@ impl Namespaces {
         self.found.get(inode).map(|namespace| &namespace.owner)
     }
 
+    /// Forgets who has an id: an interface with it has just come, and the kernel gives ids again.
+    pub(crate) fn forget_nsid(&mut self, nsid: i32) {
+        self.by_nsid.remove(&nsid);
+        for namespace in self.found.values_mut() {
+            if namespace.nsid == Some(nsid) {
+                namespace.nsid = None;
+            }
+        }
+        self.stale = true;
+    }
+
+    /// Looks at the namespace of a process that has just started. Whether it is another one than ours.
+    pub(crate) fn meet(&mut self, pid: u32) -> bool {
+        let link = fs::read_link(self.proc_root.join(format!("{pid}/ns/net")));
+        let inode = link.ok().and_then(|link| namespace_inode(link.to_str()?));
+        let Some(inode) = inode.filter(|&inode| inode != self.own) else {
+            return false;
+        };
+        self.look_at(inode, &[pid], None, true, Instant::now());
+        let Some(namespace) = self.found.get(&inode) else {
+            return true;
+        };
+        for address in namespace.addresses.clone() {
+            if self.by_address.len() < self.max_addresses {
+                self.by_address.insert(address, Holder::One(inode));
+            }
+        }
+        true
+    }
+
+    /// Addresses of the namespaces that pods live in, with the pod's uid.
+    pub(crate) fn pod_addresses(&self) -> impl Iterator<Item = (IpAddr, &str)> {
+        self.by_address.iter().filter_map(|(&address, holder)| {
+            let Holder::One(inode) = holder else {
+                return None;
+            };
+            let pod = self.found.get(inode)?.owner.pod.as_ref()?;
+            Some((address, pod.uid.as_str()))
+        })
+    }
+
+    /// Inode and id of the namespace that a pod lives in.
+    pub(crate) fn of_pod(&self, mut is: impl FnMut(&str) -> bool) -> Option<(u64, Option<i32>)> {
+        self.found
+            .iter()
+            .filter(|(_, namespace)| namespace.owner.pod.as_ref().is_some_and(|pod| is(&pod.uid)))
+            .max_by_key(|(_, namespace)| namespace.seen_last)
+            .map(|(&inode, namespace)| (inode, namespace.nsid))
+    }
+
     /// Whose an address is; never our own namespace's.
     pub(crate) fn by_address(&self, address: IpAddr) -> Option<Option<&Owner>> {
         match self.by_address.get(&address)? {
@@ -301,7 +352,10 @@ impl Namespaces {
             .map(|process| process.owner.clone())
             .unwrap_or_default();
         owner.kind = Kind::Process;
-        owner.netns = named.map(|named| named.name.clone()).unwrap_or_default();
+        owner.netns = named
+            .map(|named| named.name.clone())
+            .or_else(|| before.as_ref().map(|before| before.owner.netns.clone()))
+            .unwrap_or_default();
         let seen_first = before.as_ref().map_or(now, |before| before.seen_first);
         let fresh = full || seen_first.elapsed() < YOUNG;
         let addresses = match before {
@@ -390,6 +444,7 @@ impl Representative {
             ..Owner::default()
         };
         let mut rank = Rank::Process;
+        owner.pod = name.pod_uid.map(pod_of_uid);
         if let Some(container) = name.container {
             rank = match process.as_str() {
                 "pause" | "catatonit" => Rank::Sandbox,

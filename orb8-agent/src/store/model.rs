@@ -287,7 +287,7 @@ proptest! {
         history.commit(end + SECOND, &owners);
         prop_assert_eq!(all(&history, &owners).flows.len(), 0);
         prop_assert_eq!(history.flows.detail(), 0);
-        prop_assert!(!history.names(OwnerId(1)));
+        prop_assert!(!history.owners_in_use()(OwnerId(1)));
         prop_assert_eq!(history.evicted().packets + history.expired().packets, packets(&everything));
     }
 

@@ -194,8 +194,17 @@ impl History {
             if !detail && !flow.is_remainder() {
                 return;
             }
-            if filter.asks_for_owners() && !self.matches_owner(&mut matching, flow, owners) {
+            if filter.asks_for_owners()
+                && !self.matches_owner(&mut matching, flow, owners)
+                && !filter.matches_service_namespace(self.flows.vias.get(flow.via))
+            {
                 return;
+            }
+            if filter.asks_for_peers() {
+                let peer = self.reported_peer(flow, owners).unwrap_or(flow.peer);
+                if !filter.matches_peer(flow, &owners.get(peer), self.flows.vias.get(flow.via)) {
+                    return;
+                }
             }
             if !detail {
                 hidden = hidden.saturating_add(delta.packets);
@@ -234,12 +243,6 @@ impl History {
                 "{hidden} packets are left out: they are counted by owner and direction without their flow, so \
                  it is not known whether they match the filter."
             ));
-        }
-        if filter.asks_for_pods() {
-            notes.push(
-                "This agent does not know of Kubernetes namespaces and pods, so nothing matches them."
-                    .to_owned(),
-            );
         }
         Ok(Selection {
             rows: top.into_rows(),
@@ -323,7 +326,7 @@ impl History {
                 continue;
             }
             let owner = owners.get(other.owner);
-            if owner.kind != Kind::Process || owner.name().is_empty() {
+            if !matches!(owner.kind, Kind::Process | Kind::Pod) || owner.name().is_empty() {
                 continue;
             }
             if found.is_some() {
@@ -354,7 +357,8 @@ impl History {
             &owners.get(flow.owner),
             &owners.get(reported.unwrap_or(flow.peer)),
             reported.is_some(),
-            self.flows.points.name(flow.point),
+            self.flows.points.get(flow.point),
+            self.flows.vias.get(flow.via),
             node,
         ))
     }
