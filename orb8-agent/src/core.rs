@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use crate::{
     identity::owner::OwnerTable,
     live::Live,
+    membership::Membership,
     naming::Names,
     pipeline::Command,
     probe::network::{
@@ -59,6 +60,7 @@ pub(crate) struct Core {
     pub(crate) programs: Mutex<NetworkPrograms>,
     /// Programs at the cgroup2 root: name, and why it is off or has failed.
     pub(crate) cgroup_programs: Vec<(&'static str, v1::State, String)>,
+    pub(crate) membership: Membership,
     pub(crate) points: Mutex<Points>,
     pub(crate) names: Mutex<Names>,
     pub(crate) store: Mutex<Store>,

@@ -6,12 +6,14 @@
 pub use self::{
     cluster::{Cluster, ClusterLimits, Holder, Node, Resource, WatchState},
     pod::{Container, Pod},
+    selector::{LabelSelector, is_selector},
     watch::{Configured, KubernetesError, KubernetesOptions, Source, configure, watch},
 };
 
 mod cluster;
 mod objects;
 mod pod;
+mod selector;
 mod services;
 mod spans;
 mod watch;

@@ -287,7 +287,12 @@ impl Names {
         let mut limits = self.identity.limits();
         limits.extend(self.cluster.iter().flat_map(|cluster| cluster.limits()));
         limits.extend(self.conntrack.iter().flat_map(Conntrack::limits));
-        limits.extend(self.dns.limits());
+        limits.push(Limit {
+            name: "dns_names",
+            used: self.dns.len(),
+            max: self.dns.limits().names,
+            turned_away: self.dns.counters().replaced,
+        });
         limits
     }
 }

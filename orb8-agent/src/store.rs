@@ -25,7 +25,7 @@ pub use delta::Delta;
 pub use filter::QueryError;
 pub use history::{Committed, Forgotten, History, HistoryLimits, Observation};
 pub use live::{LiveEvent, LiveFilter};
-pub(crate) use filter::{UID, octets};
+pub(crate) use filter::{Filter, UID, octets};
 pub(crate) use message::timestamp;
 pub use interned::{PointId, Via, ViaId};
 pub use query::{Answer, Row, Selection};

@@ -15,7 +15,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use kube::{
-    Api, Client, Config, Resource as _,
+    Api, Client, Config,
     client::ConfigExt as _,
     config::{KubeConfigOptions, Kubeconfig},
     core::DeserializeGuard,
@@ -44,8 +44,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct KubernetesOptions {
     /// Our own node's name in the cluster.
     pub node: String,
-    /// The kubeconfig; otherwise a service account's, or that of `KUBECONFIG`.
-    pub kubeconfig: Option<PathBuf>,
     /// Watch the pods of all nodes, to name peers.
     pub all_pods: bool,
     /// Bounds.
