@@ -101,6 +101,7 @@ pub(crate) fn flow_filter(args: &FilterArgs) -> FlowFilter {
             Some(DirectionArg::Out) => Direction::Egress,
         }
         .into(),
+        ..FlowFilter::default()
     }
 }
 

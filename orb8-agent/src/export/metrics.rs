@@ -420,7 +420,7 @@ fn agent(status: &v1::AgentStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Protocol;
+    use crate::store::{Labels, Protocol};
     use proptest::prelude::*;
     use std::collections::{HashMap, HashSet};
 
@@ -505,9 +505,13 @@ mod tests {
 
     fn snapshot(owner: &str) -> MetricsSnapshot {
         let series = |direction, packets| Series {
-            owner: owner.to_owned(),
+            labels: Labels {
+                owner: owner.to_owned(),
+                ..Labels::default()
+            },
             direction,
             protocol: Protocol::Tcp,
+            peer: Some(Kind::Pod),
             packets,
             bytes: packets * 10,
         };
@@ -566,7 +570,10 @@ mod tests {
     fn a_scrape_reads_back() {
         let samples = parse(&text(snapshot("nginx.service")));
         let value = |series: &str| samples.get(series).copied();
-        let labels = r#"{namespace="",pod="",owner="nginx.service",direction="ingress",protocol="TCP"}"#;
+        let labels = concat!(
+            r#"{namespace="",pod="",workload="",owner="nginx.service","#,
+            r#"direction="ingress",protocol="TCP",peer="pod"}"#
+        );
         assert_eq!(value(&format!("orb8_network_packets_total{labels}")), Some(5.0));
         assert_eq!(value(&format!("orb8_network_bytes_total{labels}")), Some(50.0));
         // Rows with the same labels are one series.

@@ -188,6 +188,15 @@ impl Namespaces {
         let Some(inode) = inode.filter(|&inode| inode != self.own) else {
             return false;
         };
+        // On its way into its own namespace it may pass through another one that has somebody.
+        let taken = self
+            .found
+            .get(&inode)
+            .and_then(|namespace| namespace.representative.as_ref())
+            .is_some_and(|other| other.pid != pid && other.is_alive(&self.proc_root));
+        if taken {
+            return true;
+        }
         self.look_at(inode, &[pid], None, true, Instant::now());
         let Some(namespace) = self.found.get(&inode) else {
             return true;
@@ -336,14 +345,15 @@ impl Namespaces {
             Some(representative)
                 if representative.rank == Rank::Container
                     && pids.contains(&representative.pid)
-                    && started(&self.proc_root, representative.pid) == Some(representative.started) =>
+                    && representative.is_alive(&self.proc_root) =>
             {
                 Some(representative.clone())
             }
-            _ => pids
-                .iter()
-                .filter_map(|&pid| Representative::new(&self.proc_root, pid))
-                .min_by_key(|process| (std::cmp::Reverse(process.rank), process.started, process.pid)),
+            _ => Representative::of(
+                pids.iter()
+                    .filter_map(|&pid| Representative::new(&self.proc_root, pid))
+                    .collect(),
+            ),
         };
         let mut owner = representative
             .as_ref()
@@ -434,6 +444,22 @@ struct Named {
 }
 
 impl Representative {
+    /// Of the processes of one namespace the oldest container's. But where a plain process was there before any container,
+    /// the namespace is a machine's (a node of a nested cluster), and containers only use it.
+    fn of(processes: Vec<Self>) -> Option<Self> {
+        let oldest = processes.iter().min_by_key(|process| (process.started, process.pid))?;
+        if oldest.rank < Rank::Sandbox && processes.iter().any(|process| process.rank >= Rank::Sandbox) {
+            return Some(oldest.clone());
+        }
+        processes
+            .into_iter()
+            .min_by_key(|process| (std::cmp::Reverse(process.rank), process.started, process.pid))
+    }
+
+    fn is_alive(&self, proc_root: &Path) -> bool {
+        started(proc_root, self.pid) == Some(self.started)
+    }
+
     fn new(proc_root: &Path, pid: u32) -> Option<Self> {
         let text = fs::read_to_string(proc_root.join(format!("{pid}/cgroup"))).ok()?;
         let (path, name) = best_cgroup(&text);

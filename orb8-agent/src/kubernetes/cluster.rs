@@ -296,25 +296,25 @@ impl Cluster {
         found.map(|pod| pod.uid.clone()).collect()
     }
 
-    /// A pod of this node has the address, as its network namespace says, before the API does.
+    /// A pod of this node has the address since `now_ns` at the latest, as its network namespace says, which knows it before
+    /// the API does. Only for pods that the API knows: who else is found by namespace does not need it.
     pub fn claim_local(&self, address: IpAddr, uid: &str, now_ns: u64) {
         let uid = {
             let state = self.read();
-            let known = state.pod(uid);
-            if known.is_some_and(|pod| pod.host_network) {
+            let Some(pod) = state.pod(uid) else {
+                return;
+            };
+            // Its namespace may outlive a pod for a moment.
+            let over = pod.deleted || matches!(pod.phase.as_str(), "Succeeded" | "Failed");
+            let own = pod.node == self.node && !pod.host_network && !over;
+            let plausible = pod.ips.is_empty() || pod.ips.contains(&address);
+            if !own || !plausible || state.spans.has(address, &pod.uid) {
                 return;
             }
-            let uid = known.map_or_else(|| uid.into(), |pod| pod.uid.clone());
-            if state.spans.has(address, &uid) {
-                return;
-            }
-            uid
+            pod.uid.clone()
         };
         let mut state = self.write();
-        // Not what the past has taken: the namespace may outlive its pod for a moment.
-        let gone = state.pods.get(&uid).is_some_and(|pod| pod.deleted);
-        let known = state.spans.len() >= self.limits.pods;
-        if !gone && !known && state.spans.claim(address, &uid, now_ns) {
+        if state.spans.len() < self.limits.pods && state.spans.claim(address, &uid, now_ns) {
             state.news(address);
         }
     }

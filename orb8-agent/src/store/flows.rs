@@ -498,8 +498,8 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_is_eighty_bytes() {
-        assert_eq!(size_of::<Flow>(), 80);
+    fn a_flow_is_eighty_eight_bytes() {
+        assert_eq!(size_of::<Flow>(), 88);
     }
 
     #[test]
