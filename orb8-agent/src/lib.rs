@@ -7,7 +7,6 @@
 
 mod agent;
 pub mod bpf;
-mod conntrack;
 mod core;
 pub mod dns;
 pub mod export;
