@@ -426,6 +426,7 @@ fn open_conntrack(settings: &Settings) -> Option<Conntrack> {
             warn!(%error, "Services are shown without their backends");
         })
         .ok()
+        .flatten()
 }
 
 /// Looks at containers as they come, so that each is known before its first packets are drained.

@@ -5,10 +5,7 @@
 //! ownership holds that time; this machine; another node; a Service; a namespace of this machine that has the address
 //! set; a DNS answer. What none of these knows is external.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::IpAddr, sync::Arc};
 
 use orb8_common::network::{FlowKey, kind, protocol};
 
@@ -241,16 +238,14 @@ impl Names {
     }
 
     fn translation(&mut self, key: &FlowKey, ask: bool) -> Option<Translation> {
-        let conntrack = self.conntrack.as_mut()?;
         let tuple = Tuple {
             protocol: key.protocol,
-            src: SocketAddr::new(ip(&key.src), key.sport),
-            dst: SocketAddr::new(ip(&key.dst), key.dport),
+            src: ip(&key.src),
+            dst: ip(&key.dst),
+            sport: key.sport,
+            dport: key.dport,
         };
-        match conntrack.known(&tuple) {
-            None if ask => conntrack.ask(&tuple),
-            known => known,
-        }
+        self.conntrack.as_mut()?.translation(&tuple, ask)
     }
 
     fn translated(
@@ -260,14 +255,13 @@ impl Names {
         protocol: u8,
         translation: &Translation,
     ) -> Option<Via> {
-        let end = |address: SocketAddr| (address.ip(), address.port());
-        let (client, backend) = (end(translation.client), end(translation.backend));
+        let (client, backend) = (translation.client, translation.backend);
         let (real_src, real_dst) = if translation.towards_backend {
             (client, backend)
         } else {
             (backend, client)
         };
-        let asked = end(translation.asked);
+        let asked = translation.asked;
         let service = (asked != backend)
             .then(|| self.service_at(asked.0, asked.1, protocol))
             .flatten();
@@ -286,7 +280,12 @@ impl Names {
     pub(crate) fn limits(&self) -> Vec<Limit> {
         let mut limits = self.identity.limits();
         limits.extend(self.cluster.iter().flat_map(|cluster| cluster.limits()));
-        limits.extend(self.conntrack.iter().flat_map(Conntrack::limits));
+        limits.extend(self.conntrack.iter().map(|conntrack| Limit {
+            name: "translated_connections",
+            used: conntrack.used(),
+            max: conntrack.limits().connections,
+            turned_away: conntrack.counters().turned_away,
+        }));
         limits.push(Limit {
             name: "dns_names",
             used: self.dns.len(),

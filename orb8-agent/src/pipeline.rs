@@ -243,8 +243,10 @@ impl Enricher {
         if !self.translations_fresh {
             // Only now: the packets of this epoch may have opened connections until it ended.
             self.translations_fresh = true;
-            if let Some(conntrack) = &mut names.conntrack {
-                conntrack.refresh(Instant::now());
+            if let Some(conntrack) = &mut names.conntrack
+                && let Err(error) = conntrack.refresh(Instant::now())
+            {
+                debug!(%error, "translations are not up to date");
             }
         }
         let mut store = lock(&core.store);
