@@ -98,10 +98,7 @@ impl Names {
         } else {
             // An interface is all containers'.
             better.cgroup.clear();
-            better.container = match &known.containers[..] {
-                [container] => container.name.clone(),
-                _ => String::new(),
-            };
+            better.container = only_container(&known);
         }
         (better != *owner).then_some(better)
     }
@@ -312,7 +309,16 @@ pub(crate) fn pod_peer(pod: &Pod) -> Owner {
         kind: Kind::Pod,
         attribution: Attribution::PodIp,
         pod: Some(pod_name(pod)),
+        container: only_container(pod),
         ..Owner::default()
+    }
+}
+
+/// The name of a pod's container if it has only one: its address is all containers'.
+fn only_container(pod: &Pod) -> String {
+    match &pod.containers[..] {
+        [container] => container.name.clone(),
+        _ => String::new(),
     }
 }
 

@@ -31,6 +31,8 @@ use super::{IdentityError, Limit, cgroup::CgroupName};
 
 /// Type of a file handle whose 8 bytes are the inode (`FILEID_KERNFS`, include/linux/exportfs.h; kernel ≥ 5.5).
 const FILEID_KERNFS: libc::c_int = 0xfe;
+/// Inode of the root of any cgroup hierarchy (`kernfs_create_root`, fs/kernfs/dir.c).
+const ROOT_INODE: u64 = 1;
 /// Directories nested deeper than this are not read (the kernel's own bound is far higher, but a path is not).
 const MAX_DEPTH: usize = 64;
 /// Between two looks of the thread at what can be forgotten.
@@ -38,7 +40,8 @@ const HOUSEKEEPING: Duration = Duration::from_secs(30);
 
 /// The mount point of the cgroup2 hierarchy, pure or hybrid, from `proc_root/self/mountinfo`.
 ///
-/// Of several mounts the one that shows the hierarchy from its root is taken, and of those the first.
+/// Of several mounts the one that shows the hierarchy from its root is taken: in a container that is not its own, but the
+/// one that it was given of the host's.
 ///
 /// # Errors
 /// If the file cannot be read, or no cgroup2 file system is mounted.
@@ -49,21 +52,33 @@ pub fn mount_point(proc_root: &Path) -> Result<PathBuf, IdentityError> {
         path: mountinfo.clone(),
         source,
     })?;
-    find_mount(&String::from_utf8_lossy(&text)).ok_or(IdentityError::NoCgroup2 { mountinfo })
+    let mounts = find_mounts(&String::from_utf8_lossy(&text));
+    let whole = mounts
+        .iter()
+        .find(|mount| fs::metadata(mount).is_ok_and(|directory| directory.ino() == ROOT_INODE));
+    whole
+        .or(mounts.first())
+        .cloned()
+        .ok_or(IdentityError::NoCgroup2 { mountinfo })
 }
 
+/// Mount points of cgroup2, those first that show the hierarchy from the root of the caller's cgroup namespace.
+///
 /// Lines are `ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS [TAG…] - TYPE SOURCE OPTIONS` (proc(5)).
-fn find_mount(mountinfo: &str) -> Option<PathBuf> {
+fn find_mounts(mountinfo: &str) -> Vec<PathBuf> {
     let mounts = mountinfo.lines().filter_map(|line| {
         let (before, after) = line.split_once(" - ")?;
         (after.split(' ').next()? == "cgroup2").then_some(())?;
         let mut fields = before.split(' ').skip(3);
         Some((fields.next()?, fields.next()?))
     });
+    let mut mounts: Vec<_> = mounts.collect();
+    // `false` sorts before `true`; equals stay in order.
+    mounts.sort_by_key(|(root, _)| *root != "/");
     mounts
-        // `false` sorts before `true`, and min_by_key keeps the first of equals.
-        .min_by_key(|(root, _)| *root != "/")
+        .into_iter()
         .map(|(_, mount)| PathBuf::from(unescape(mount)))
+        .collect()
 }
 
 /// Undoes mountinfo's `\040` for space, tab, newline and backslash.
@@ -558,12 +573,12 @@ mod tests {
         let hybrid = "22 1 0:20 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
                       23 22 0:21 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
                       24 22 0:22 / /sys/fs/cgroup/unified rw shared:3 - cgroup2 cgroup2 rw\n";
-        assert_eq!(find_mount(hybrid), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(find_mounts(hybrid), [Path::new("/sys/fs/cgroup/unified")]);
         let pure = "30 1 0:26 / /sys/fs/cgroup rw,nosuid shared:4 master:1 - cgroup2 cgroup2 rw,nsdelegate\n";
-        assert_eq!(find_mount(pure), Some("/sys/fs/cgroup".into()));
+        assert_eq!(find_mounts(pure)[0], Path::new("/sys/fs/cgroup"));
         let bind = "30 1 0:26 /system.slice /run/a rw - cgroup2 c rw\n31 1 0:26 / /run/my\\040cgroups rw - cgroup2 c rw\n";
-        assert_eq!(find_mount(bind), Some("/run/my cgroups".into()));
-        assert_eq!(find_mount("30 1 0:26 / /a rw - tmpfs cgroup2 rw"), None);
+        assert_eq!(find_mounts(bind)[0], Path::new("/run/my cgroups"));
+        assert!(find_mounts("30 1 0:26 / /a rw - tmpfs cgroup2 rw").is_empty());
     }
 
     #[test]
@@ -588,7 +603,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_mountinfo(text in "(.{0,60}\n){0,4}", field in ".{0,40}") {
-            find_mount(&text);
+            find_mounts(&text);
             prop_assert!(unescape(&field).len() <= field.len());
         }
     }

@@ -30,8 +30,6 @@ const NETNSA_NSID: u16 = 1;
 const NETNSA_FD: u16 = 3;
 /// `IFA_TARGET_NETNSID` (include/uapi/linux/if_addr.h).
 const IFA_TARGET_NETNSID: u16 = 10;
-/// `NSFS_MAGIC` (include/uapi/linux/magic.h).
-const NSFS_MAGIC: libc::c_long = 0x6e73_6673;
 /// Processes looked at in one namespace.
 const PROCESSES_EACH: usize = 16;
 /// A namespace is looked at again every time until it is this old: processes and addresses come after it.
@@ -395,7 +393,8 @@ impl Namespaces {
                     continue;
                 };
                 let on_nsfs =
-                    nix::sys::statfs::statfs(&path).is_ok_and(|stat| stat.filesystem_type().0 == NSFS_MAGIC);
+                    nix::sys::statfs::statfs(&path)
+                        .is_ok_and(|stat| stat.filesystem_type() == nix::sys::statfs::NSFS_MAGIC);
                 if !on_nsfs || metadata.ino() == self.own {
                     continue;
                 }
