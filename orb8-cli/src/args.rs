@@ -22,10 +22,22 @@ With an agent, which keeps recent history, so that answers come at once (`sudo o
   orb8 flows --since 2m       an agent at 127.0.0.1:9090 is found by itself
   orb8 --agent node1:9090 flows -o json
 
+In a Kubernetes cluster, through your kubeconfig, as kubectl does it:
+  orb8 flows -A               who talks to whom, all namespaces, all nodes
+  orb8 flows --edges -n shop  each flow once: what was sent, what arrived, what got lost
+  orb8 pods -A                every pod, and whether its traffic can be told apart
+
+Who answers, the first that is there: --agent or ORB8_AGENT; --standalone; --context and the other
+options of a cluster; the agent at 127.0.0.1:9090; the agents of the kubeconfig's current cluster,
+through its API server (pods that are labelled app.kubernetes.io/name=orb8-agent; needs the rights to
+list pods and to create pods/portforward in their namespace); else standalone.
+
 Exit codes: 0 done, 1 failed, 2 bad usage, 3 partial answer with --strict.";
 
 const FLOWS_EXAMPLES: &str = "\
 Examples:
+  orb8 flows -n shop --pod cart --peer external
+  orb8 flows -A --pod app=web,tier!=db --service shop/db
   orb8 flows --since 2m --sort retransmits --limit 10
   orb8 flows --owner nginx.service --port 443 --direction out
   orb8 flows --ip 10.0.0.0/8 --protocol udp,icmp -o wide
@@ -33,13 +45,34 @@ Examples:
   orb8 flows -o json | jq 'select(.bytes > 1000000)'
   sudo orb8 flows --standalone --interface 'eth*' --duration 10s
 
+Edges: a flow inside of the cluster is reported by both of its ends. --edges joins the two: SENT is
+what the source counted, RECEIVED what the destination did, LOST the difference. `-` where one end
+did not report: nothing is known, nothing is lost. `~`: the flow was still running, so that the
+difference may be on its way. In JSON: `sent`, `received` and `elsewhere` (the same packets at
+further points), each with node, packets and bytes; `lost_packets`, `lost_bytes`; `settled`.
+
 JSON: one object a line. Fields that are unknown are left out; each flow is one direction, as
 `reporter` saw it.
 CSV: a header line, then node, reporter, direction, protocol, ethertype, icmp_type, icmp_code;
 for src_ and dst_ each: ip, port, kind, namespace, pod, container, workload, unit, process, pid,
 netns, cgroup, attribution; then packets, bytes, wire_bytes, frames, frame_bytes, tcp_flags (joined
 by +), rtt_us, retransmits, connect_us, failed_connects, first, last, interface, cgroup_id,
-fragment, malformed, remainder.";
+fragment, malformed, remainder, service_namespace, service_name, service_ip, service_port,
+service_attribution; for src_ and dst_ each: pod_uid, dns_name, node; then wire_ip, wire_port.
+CSV of --edges: protocol, ethertype, icmp_type, icmp_code; for src_ and dst_ each: ip, port, kind,
+namespace, pod, container, workload, unit, process, pid, netns, cgroup, attribution, pod_uid,
+dns_name, node; service_ as above; for sent_, received_ and elsewhere_ each: node, packets, bytes,
+wire_bytes; then lost_packets, lost_bytes, settled, tcp_flags, rtt_us, retransmits, connect_us,
+failed_connects, first, last, fragment, malformed, remainder.";
+
+const PODS_EXAMPLES: &str = "\
+Examples:
+  orb8 pods -n shop
+  orb8 pods -A --strict           exit code 3 if a pod's traffic cannot be told apart
+  orb8 pods --pod app=web -o json
+
+Health: ok; waiting (not started yet, or a moment ago); ended; GAP: the traffic of this pod cannot be
+told from others', for the reason that is given.";
 
 const TRACE_EXAMPLES: &str = "\
 Examples:
@@ -76,16 +109,56 @@ pub(crate) struct Cli {
 #[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Who answers")]
 pub(crate) struct TargetArgs {
-    /// Ask the agent at this address [env: ORB8_AGENT]. Without: an agent at 127.0.0.1:9090 if there is one,
-    /// else standalone
-    #[arg(long, global = true, value_name = "HOST:PORT")]
-    pub(crate) agent: Option<AgentAddress>,
+    /// Ask the agent at this address [env: ORB8_AGENT]; repeat or separate by commas to ask several as one. Without:
+    /// the agent at 127.0.0.1:9090 if there is one, else those of the cluster, else standalone
+    #[arg(long, global = true, value_name = "HOST:PORT", value_delimiter = ',')]
+    pub(crate) agent: Vec<AgentAddress>,
     /// Load the probes for as long as this command runs (needs root), whatever agent there is
     #[arg(long, global = true, conflicts_with = "agent")]
     pub(crate) standalone: bool,
     /// Standalone: also observe this interface, or all that match (`eth*`); repeatable
     #[arg(long, global = true, value_name = "NAME|PATTERN", value_parser = ValueParser::new(interface))]
     pub(crate) interface: Vec<String>,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+}
+
+/// Which cluster's agents answer. Any of these means: those, not an agent of this machine.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Cluster")]
+pub(crate) struct ClusterArgs {
+    /// Ask the cluster's agents as this kubeconfig says [env: KUBECONFIG; default: ~/.kube/config]
+    #[arg(long, global = true, value_name = "FILE", conflicts_with_all = ["agent", "standalone", "interface"])]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Ask the agents of this context's cluster
+    #[arg(
+        long, global = true, value_name = "NAME", value_parser = NonEmptyStringValueParser::new(),
+        conflicts_with_all = ["agent", "standalone", "interface"]
+    )]
+    pub(crate) context: Option<String>,
+    /// Namespace of the agents' pods [default: `orb8`, else wherever they are]
+    #[arg(
+        long, global = true, value_name = "NAME", value_parser = NonEmptyStringValueParser::new(),
+        conflicts_with_all = ["agent", "standalone", "interface"]
+    )]
+    pub(crate) agent_namespace: Option<String>,
+    /// Ask the agent of this node only; repeat or separate by commas
+    #[arg(
+        long, global = true, value_name = "NAME", value_delimiter = ',',
+        value_parser = NonEmptyStringValueParser::new(),
+        conflicts_with_all = ["agent", "standalone", "interface"]
+    )]
+    pub(crate) node: Vec<String>,
+}
+
+impl ClusterArgs {
+    /// Whether the user named a cluster, or a part of it.
+    pub(crate) const fn is_asked(&self) -> bool {
+        self.kubeconfig.is_some()
+            || self.context.is_some()
+            || self.agent_namespace.is_some()
+            || !self.node.is_empty()
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -94,6 +167,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Flows: who talked to whom, how much, how well
     Flows(Box<FlowsArgs>),
+    /// Pods, and what is known of each: interfaces, cgroups, and whether its traffic can be told apart
+    Pods(PodsArgs),
     /// Events as they happen
     Trace(TraceArgs),
     /// Live screen: owners by rate, and their peers
@@ -142,6 +217,22 @@ pub(crate) struct DoctorArgs {
     pub(crate) output: Report,
 }
 
+/// Which Kubernetes namespaces.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Filters (run in the agent)")]
+pub(crate) struct ScopeArgs {
+    /// Kubernetes namespace of either end [default: the context's, if the answer comes through a kubeconfig, else
+    /// all]; repeat or separate by commas
+    #[arg(
+        long, short, value_name = "NAME", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new(),
+        conflicts_with = "all_namespaces"
+    )]
+    pub(crate) namespace: Vec<String>,
+    /// All namespaces
+    #[arg(long, short = 'A')]
+    pub(crate) all_namespaces: bool,
+}
+
 /// Conditions on flows; all must hold, of one option's values any.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Filters (run in the agent)")]
@@ -149,12 +240,23 @@ pub(crate) struct FilterArgs {
     /// Unit, container (a prefix of its id will do), process or network namespace of either end; repeatable
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) owner: Vec<String>,
-    /// Kubernetes namespace of either end; repeat or separate by commas
-    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
-    pub(crate) namespace: Vec<String>,
-    /// Pod of either end; repeat or separate by commas
-    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
+    #[command(flatten)]
+    pub(crate) scope: ScopeArgs,
+    /// Pod of either end: a name or its beginning, NAMESPACE/NAME, or labels (app=web,tier!=db); repeatable, names
+    /// also by commas
+    #[arg(long, value_name = "POD|LABELS", value_parser = ValueParser::new(filter::names))]
     pub(crate) pod: Vec<String>,
+    /// Workload of either end: NAME, KIND/NAME (Deployment/cart), each also with NAMESPACE/ before; repeat or
+    /// separate by commas
+    #[arg(long, value_name = "WORKLOAD", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) workload: Vec<String>,
+    /// Service that the connection was made to: NAME or NAMESPACE/NAME; repeat or separate by commas
+    #[arg(long, value_name = "SERVICE", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) service: Vec<String>,
+    /// Who is at the other end: address or CIDR, kind (pod, host, service, node, external, process,
+    /// kube-apiserver), pod, labels, workload, service, node or DNS name; repeatable
+    #[arg(long, value_name = "PEER", value_parser = ValueParser::new(filter::peers))]
+    pub(crate) peer: Vec<String>,
     /// Address or CIDR of either end; repeat or separate by commas
     #[arg(long, value_name = "IP|CIDR", value_delimiter = ',', value_parser = ValueParser::new(filter::address))]
     pub(crate) ip: Vec<String>,
@@ -213,6 +315,10 @@ pub(crate) struct FlowsArgs {
     /// Form of the answer
     #[arg(long, short, value_enum, default_value_t = FlowForm::Table)]
     pub(crate) output: FlowForm,
+    /// Join the two reports of a flow, its source's and its destination's: what was sent, what was received, and
+    /// the difference. Sorts and limits apply to the joined
+    #[arg(long, conflicts_with_all = ["direction", "peer"])]
+    pub(crate) edges: bool,
     /// Order of the flows
     #[arg(long, value_enum, default_value_t = SortArg::Bytes)]
     pub(crate) sort: SortArg,
@@ -248,6 +354,41 @@ pub(crate) struct FlowsArgs {
     pub(crate) strict: bool,
     #[command(flatten)]
     pub(crate) filter: FilterArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = PODS_EXAMPLES)]
+pub(crate) struct PodsArgs {
+    /// Form of the answer
+    #[arg(long, short, value_enum, default_value_t = PodForm::Table)]
+    pub(crate) output: PodForm,
+    /// Exit with 3 if a pod has a gap, or the answer is partial
+    #[arg(long)]
+    pub(crate) strict: bool,
+    #[command(flatten)]
+    pub(crate) scope: ScopeArgs,
+    /// Pod: a name or its beginning, NAMESPACE/NAME, or labels (app=web,tier!=db); repeatable, names also by commas
+    #[arg(
+        long, value_name = "POD|LABELS", value_parser = ValueParser::new(filter::names),
+        help_heading = "Filters (run in the agent)"
+    )]
+    pub(crate) pod: Vec<String>,
+    /// Workload: NAME, KIND/NAME (Deployment/cart), each also with NAMESPACE/ before; repeat or separate by commas
+    #[arg(
+        long, value_name = "WORKLOAD", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new(),
+        help_heading = "Filters (run in the agent)"
+    )]
+    pub(crate) workload: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PodForm {
+    /// Fits the terminal
+    Table,
+    /// All columns, however wide
+    Wide,
+    /// One object a line
+    Json,
 }
 
 #[derive(Args, Debug)]
@@ -346,7 +487,7 @@ mod tests {
     fn target_can_stand_before_and_after_the_verb() {
         for line in ["orb8 --agent n1:1 flows", "orb8 flows --agent n1:1"] {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
-            assert_eq!(cli.target.agent.unwrap().to_string(), "n1:1");
+            assert_eq!(cli.target.agent[0].to_string(), "n1:1");
         }
     }
 }

@@ -4,16 +4,19 @@ mod completions;
 mod doctor;
 mod flows;
 mod man;
+mod pods;
 mod status;
 mod top;
 mod trace;
+
+pub(crate) use pods::Told;
 
 use anyhow::Context as _;
 use tokio::time::Instant;
 
 use crate::{
     args::{Cli, Command, TargetArgs, TraceFamily},
-    connect::Session,
+    connect,
     exit::{Interrupted, Outcome, Usage},
     signals::Stop,
 };
@@ -36,9 +39,9 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<Outcome> {
 
 /// Verbs that ask nobody take no agent.
 fn local(verb: &str, target: &TargetArgs) -> anyhow::Result<()> {
-    if target.agent.is_some() || target.standalone || !target.interface.is_empty() {
+    if !target.agent.is_empty() || target.standalone || !target.interface.is_empty() || target.cluster.is_asked() {
         return Err(Usage(format!(
-            "`orb8 {verb}` is about this machine and asks no agent: leave --agent, --standalone and --interface out"
+            "`orb8 {verb}` is about this machine and asks no agent: leave --agent, --standalone, --interface and the cluster's options out"
         ))
         .into());
     }
@@ -52,20 +55,21 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("starting the async runtime")
 }
 
-/// Verbs that ask an agent: opens the session, asks, and detaches whatever was attached, also after an error.
+/// Verbs that ask an agent: finds who answers, asks, and detaches whatever was attached, also after an error.
 async fn ask(target: &TargetArgs, command: Command) -> anyhow::Result<Outcome> {
     let stop = Stop::on_signals()?;
-    let mut session = unless_stopped(&stop, Session::open(target)).await?;
+    let fleet = unless_stopped(&stop, connect::open(target)).await?;
     let result = match command {
-        Command::Status(args) => unless_stopped(&stop, status::run(&mut session, &args)).await,
-        Command::Flows(args) => flows::run(&mut session, &args, &stop).await,
+        Command::Status(args) => unless_stopped(&stop, status::run(&fleet, &args)).await,
+        Command::Pods(args) => unless_stopped(&stop, pods::run(&fleet, &args)).await,
+        Command::Flows(args) => flows::run(&fleet, &args, &stop).await,
         Command::Trace(args) => match args.family {
-            TraceFamily::Network(args) => trace::run(&mut session, &args, &stop).await,
+            TraceFamily::Network(args) => trace::run(&fleet, &args, &stop).await,
         },
-        Command::Top(args) => top::run(&mut session, &args, &stop).await,
+        Command::Top(args) => top::run(&fleet, &args, &stop).await,
         Command::Doctor(_) | Command::Completions { .. } | Command::Man { .. } => Ok(Outcome::Done),
     };
-    let stopped = session.stop().await;
+    let stopped = fleet.stop().await;
     let outcome = result?;
     stopped?;
     Ok(outcome)

@@ -1,20 +1,20 @@
-//! Finding who answers: the agent that was named, an agent on this machine, or an agent in this process.
+//! Finding who answers: the agents that were named, the agent of this machine, the agents of a cluster, or an agent
+//! in this process.
 
 use std::{env, fmt, str::FromStr, time::Duration};
 
 use anyhow::{Context as _, anyhow};
-use orb8_proto::v1::{GetAgentStatusRequest, orbit_service_client::OrbitServiceClient};
+use orb8_proto::v1::GetAgentStatusRequest;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     args::TargetArgs,
+    cluster::{self, ClusterError},
     exit::Usage,
+    fleet::{Fleet, Member, Trouble, innermost},
     standalone::{Standalone, StandaloneOptions},
     terminal,
 };
-
-/// The protocol's client.
-pub(crate) type Client = OrbitServiceClient<Channel>;
 
 /// Port of an agent, where none is given.
 const PORT: u16 = 9090;
@@ -26,8 +26,6 @@ const LOCAL_TIMEOUT: Duration = Duration::from_millis(300);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long connecting to a named agent takes at most.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Largest message that is taken from an agent: bounds memory.
-const MAX_MESSAGE: usize = 16 << 20;
 
 /// `HOST:PORT` of an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,9 +78,10 @@ impl FromStr for AgentAddress {
 /// Who is to answer, before trying.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Target {
-    Agent(AgentAddress),
+    Agents(Vec<AgentAddress>),
+    Cluster,
     Standalone,
-    /// An agent on this machine if there is one, else standalone.
+    /// An agent on this machine if there is one, else the cluster's, else standalone.
     Any,
 }
 
@@ -92,119 +91,117 @@ fn target(args: &TargetArgs, environment: Option<&str>) -> Result<Target, Usage>
     if args.standalone {
         return Ok(Target::Standalone);
     }
-    let agent = match (&args.agent, environment) {
-        (Some(agent), _) => Some(agent.clone()),
-        (None, Some(value)) => Some(value.parse().map_err(|expected| {
-            Usage(format!(
-                "invalid value '{value}' in the environment variable ORB8_AGENT: {expected}"
-            ))
-        })?),
-        (None, None) => None,
+    if args.cluster.is_asked() {
+        return Ok(Target::Cluster);
+    }
+    let agents = match environment {
+        _ if !args.agent.is_empty() => args.agent.clone(),
+        Some(value) => value
+            .split(',')
+            .map(|address| {
+                address.trim().parse().map_err(|expected| {
+                    Usage(format!(
+                        "invalid value '{address}' in the environment variable ORB8_AGENT: {expected}"
+                    ))
+                })
+            })
+            .collect::<Result<_, _>>()?,
+        None => Vec::new(),
     };
-    match agent {
+    match agents.first() {
         Some(agent) if !args.interface.is_empty() => Err(Usage(format!(
             "--interface is for --standalone; which interfaces the agent at {agent} observes is its own setting"
         ))),
-        Some(agent) => Ok(Target::Agent(agent)),
+        Some(_) => Ok(Target::Agents(agents)),
         None if !args.interface.is_empty() => Ok(Target::Standalone),
         None => Ok(Target::Any),
     }
 }
 
-/// A connection to who answers.
-#[derive(Debug)]
-pub(crate) struct Session {
-    /// Ready to be asked.
-    pub(crate) client: Client,
-    /// Who it is, for titles.
-    pub(crate) name: String,
-    standalone: Option<Standalone>,
+/// Finds who answers, as `args` and `ORB8_AGENT` say.
+///
+/// # Errors
+/// If nobody does: what was tried, and what to do.
+pub(crate) async fn open(args: &TargetArgs) -> anyhow::Result<Fleet> {
+    match target(args, env::var("ORB8_AGENT").ok().as_deref())? {
+        Target::Agents(addresses) => match addresses.as_slice() {
+            [address] => with_agent(address).await,
+            addresses => with_agents(addresses),
+        },
+        Target::Cluster => cluster::find(&args.cluster).await,
+        Target::Standalone => standalone(args).await,
+        Target::Any => any(args).await,
+    }
 }
 
-impl Session {
-    /// Finds who answers, as `args` and `ORB8_AGENT` say.
-    ///
-    /// # Errors
-    /// If nobody does: what was tried, and what to do.
-    pub(crate) async fn open(args: &TargetArgs) -> anyhow::Result<Self> {
-        match target(args, env::var("ORB8_AGENT").ok().as_deref())? {
-            Target::Agent(address) => Self::with_agent(&address).await,
-            Target::Standalone => Self::standalone(args).await,
-            Target::Any => {
-                if let Some(session) = Self::local().await {
-                    terminal::say(&format!("orb8: using the agent at {LOCAL} (--standalone: not)"));
-                    return Ok(session);
-                }
-                Self::standalone(args)
-                    .await
-                    .context(format!("no agent answers at {LOCAL}"))
+/// An agent of this machine, else the cluster's, else one in this process.
+async fn any(args: &TargetArgs) -> anyhow::Result<Fleet> {
+    if let Some(fleet) = local().await {
+        terminal::say(&format!("orb8: using the agent at {LOCAL} (--standalone: not)"));
+        return Ok(fleet);
+    }
+    let mut tried = format!("no agent answers at {LOCAL}");
+    match cluster::find(&args.cluster).await {
+        Ok(fleet) => return Ok(fleet),
+        Err(error) => match error.downcast::<ClusterError>() {
+            Ok(ClusterError::NoContext) => {}
+            Ok(error) if error.is_absence() => {
+                terminal::say(&format!("orb8: {error}; looking at this machine instead"));
+                tried = format!("{tried}; {error}");
             }
+            Ok(error) => return Err(error.into()),
+            Err(error) => return Err(error),
+        },
+    }
+    standalone(args).await.context(tried)
+}
+
+async fn with_agent(address: &AgentAddress) -> anyhow::Result<Fleet> {
+    let channel = endpoint(&address.0)?.connect_timeout(CONNECT_TIMEOUT).connect().await.map_err(|error| {
+        anyhow!(
+            "no agent answers at {address}: {}. Start one there (`sudo orb8-agent`; it listens on loopback \
+             unless told otherwise), check the address, or load the probes here: `sudo orb8 --standalone …`",
+            innermost(&error)
+        )
+    })?;
+    Ok(Fleet::one(named(channel, &address.0)))
+}
+
+/// Several, which are connected to when they are asked: one that is away does not silence the others.
+fn with_agents(addresses: &[AgentAddress]) -> anyhow::Result<Fleet> {
+    let mut members: Vec<Member> = Vec::new();
+    for address in addresses {
+        if members.iter().any(|member| member.name == address.0) {
+            return Err(Usage(format!("the agent at {address} is named twice: it would be counted twice")).into());
         }
+        let channel = endpoint(&address.0)?.connect_timeout(CONNECT_TIMEOUT).connect_lazy();
+        members.push(named(channel, &address.0).with_deadline(Trouble::default()));
     }
+    let name = format!("{} agents", members.len());
+    Ok(Fleet::many(members, Vec::new(), name))
+}
 
-    /// Whether the probes were loaded by this command: history begins now.
-    pub(crate) const fn is_standalone(&self) -> bool {
-        self.standalone.is_some()
-    }
+fn named(channel: Channel, address: &str) -> Member {
+    Member::new(channel, address.to_owned(), format!("the agent at {address}"))
+}
 
-    /// Detaches the probes, if this command loaded them.
-    ///
-    /// # Errors
-    /// If something of ours may still be attached.
-    pub(crate) async fn stop(self) -> anyhow::Result<()> {
-        match self.standalone {
-            Some(standalone) => standalone.stop().await.context("detaching the probes"),
-            None => Ok(()),
-        }
-    }
+/// The agent of this machine, if there is one.
+async fn local() -> Option<Fleet> {
+    let attempt = async {
+        let endpoint = endpoint(LOCAL).ok()?.connect_timeout(LOCAL_TIMEOUT);
+        let channel = endpoint.connect().await.ok()?;
+        let mut member = named(channel, LOCAL);
+        member.client.get_agent_status(GetAgentStatusRequest {}).await.ok()?;
+        Some(Fleet::one(member))
+    };
+    tokio::time::timeout(ANSWER_TIMEOUT, attempt).await.ok().flatten()
+}
 
-    fn new(channel: Channel, name: String, standalone: Option<Standalone>) -> Self {
-        let client = OrbitServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-        Self {
-            client,
-            name,
-            standalone,
-        }
-    }
-
-    async fn with_agent(address: &AgentAddress) -> anyhow::Result<Self> {
-        let channel = endpoint(&address.0)?.connect_timeout(CONNECT_TIMEOUT).connect().await.map_err(|error| {
-            anyhow!(
-                "no agent answers at {address}: {}. Start one there (`sudo orb8-agent`; it listens on loopback \
-                 unless told otherwise), check the address, or load the probes here: `sudo orb8 --standalone …`",
-                innermost(&error)
-            )
-        })?;
-        Ok(Self::new(channel, address.to_string(), None))
-    }
-
-    /// The agent of this machine, if there is one.
-    async fn local() -> Option<Self> {
-        let attempt = async {
-            let endpoint = endpoint(LOCAL).ok()?.connect_timeout(LOCAL_TIMEOUT);
-            let channel = endpoint.connect().await.ok()?;
-            let mut session = Self::new(channel, LOCAL.to_owned(), None);
-            session
-                .client
-                .get_agent_status(GetAgentStatusRequest {})
-                .await
-                .ok()?;
-            Some(session)
-        };
-        tokio::time::timeout(ANSWER_TIMEOUT, attempt).await.ok().flatten()
-    }
-
-    async fn standalone(args: &TargetArgs) -> anyhow::Result<Self> {
-        let options = StandaloneOptions {
-            interfaces: args.interface.clone(),
-        };
-        let standalone = Standalone::start(&options).await?;
-        Ok(Self::new(
-            standalone.channel(),
-            "standalone".to_owned(),
-            Some(standalone),
-        ))
-    }
+async fn standalone(args: &TargetArgs) -> anyhow::Result<Fleet> {
+    let options = StandaloneOptions {
+        interfaces: args.interface.clone(),
+    };
+    Ok(Fleet::standalone(Standalone::start(&options).await?))
 }
 
 fn endpoint(address: &str) -> anyhow::Result<Endpoint> {
@@ -214,15 +211,6 @@ fn endpoint(address: &str) -> anyhow::Result<Endpoint> {
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(5))
         .user_agent(concat!("orb8/", env!("CARGO_PKG_VERSION")))?)
-}
-
-/// The cause of a transport error that says something: tonic's own is "transport error".
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]
@@ -256,11 +244,16 @@ mod tests {
                 .unwrap()
                 .target
         };
-        let agent = |text: &str| Target::Agent(text.parse().unwrap());
+        let agent = |text: &str| Target::Agents(text.split(',').map(|text| text.parse().unwrap()).collect());
         assert_eq!(target(&flags(""), None).unwrap(), Target::Any);
         assert_eq!(target(&flags(""), Some("")).unwrap(), Target::Any);
         assert_eq!(target(&flags(""), Some("e:1")).unwrap(), agent("e:1"));
         assert_eq!(target(&flags("--agent a:1 "), Some("e:1")).unwrap(), agent("a:1"));
+        assert_eq!(target(&flags("--agent a:1,b "), None).unwrap(), agent("a:1,b"));
+        assert_eq!(target(&flags(""), Some("a:1, b:2")).unwrap(), agent("a:1,b:2"));
+        for cluster in ["--context c ", "--kubeconfig f ", "--node n ", "--agent-namespace n "] {
+            assert_eq!(target(&flags(cluster), Some("e:1")).unwrap(), Target::Cluster);
+        }
         assert_eq!(
             target(&flags("--standalone "), Some("e:1")).unwrap(),
             Target::Standalone

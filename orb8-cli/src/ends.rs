@@ -1,6 +1,6 @@
 //! The two ends of a flow: which is the reporter's own, and what each is called.
 
-use orb8_proto::v1::{Direction, Endpoint, EndpointKind, Flow, Reporter, observation_point::Point};
+use orb8_proto::v1::{Direction, Endpoint, EndpointKind, Flow, Reporter, Service, observation_point::Point};
 
 use crate::names;
 
@@ -33,7 +33,7 @@ pub(crate) const fn peer(flow: &Flow, sent: bool) -> Option<&Endpoint> {
 /// Name of the reporter's own end: owner, else where it was counted, else its address.
 pub(crate) fn own_name(flow: &Flow) -> String {
     let own = own(flow, sent(flow));
-    own.and_then(name)
+    own.and_then(|own| name_in(flow, own))
         .or_else(|| point(flow))
         .or_else(|| own.map(|own| own.ip.clone()))
         .filter(|name| !name.is_empty())
@@ -46,7 +46,7 @@ pub(crate) fn peer_name(flow: &Flow) -> String {
         return "(no room)".to_owned();
     }
     peer(flow, sent(flow))
-        .and_then(|peer| name(peer).or_else(|| (!peer.ip.is_empty()).then(|| peer.ip.clone())))
+        .and_then(|peer| name_in(flow, peer).or_else(|| (!peer.ip.is_empty()).then(|| peer.ip.clone())))
         .unwrap_or_else(|| {
             if flow.ip_version == 0 {
                 "(not IP)".to_owned()
@@ -56,14 +56,57 @@ pub(crate) fn peer_name(flow: &Flow) -> String {
         })
 }
 
+/// [`name`]; an address of a Service is called by the Service.
+fn name_in(flow: &Flow, end: &Endpoint) -> Option<String> {
+    flow.service
+        .as_ref()
+        .filter(|_| end.kind() == EndpointKind::Service)
+        .and_then(|service| service_name(service, flow.protocol))
+        .map(|name| format!("service {name}"))
+        .or_else(|| name(end))
+}
+
+/// `namespace/name:port`, with `/udp` and so on unless it is TCP; nothing if it has no name.
+pub(crate) fn service_name(service: &Service, protocol: u32) -> Option<String> {
+    if service.name.is_empty() {
+        return None;
+    }
+    let mut text = qualified(&service.namespace, &service.name);
+    if service.port != 0 {
+        text.push_str(&format!(":{}", service.port));
+    }
+    if protocol != names::TCP {
+        text.push_str(&format!("/{}", names::protocol(protocol).to_ascii_lowercase()));
+    }
+    Some(text)
+}
+
+/// `namespace/name`, or the name alone.
+pub(crate) fn qualified(namespace: &str, name: &str) -> String {
+    if namespace.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{namespace}/{name}")
+    }
+}
+
+/// [`name`], with the container of a pod where it is known.
+pub(crate) fn full_name(end: &Endpoint) -> Option<String> {
+    let name = name(end)?;
+    Some(if end.pod.is_empty() || end.container.is_empty() {
+        name
+    } else {
+        format!("{name} ({})", end.container)
+    })
+}
+
 /// The shortest name of an end's owner that tells it from others, if it has any.
 pub(crate) fn name(end: &Endpoint) -> Option<String> {
     if !end.pod.is_empty() {
-        return Some(if end.namespace.is_empty() {
-            end.pod.clone()
-        } else {
-            format!("{}/{}", end.namespace, end.pod)
-        });
+        return Some(qualified(&end.namespace, &end.pod));
+    }
+    if end.kind() == EndpointKind::KubeApiserver {
+        return Some("kube-apiserver".to_owned());
     }
     let container = end.container.get(..CONTAINER_DIGITS).unwrap_or(&end.container);
     let known = [
@@ -77,8 +120,10 @@ pub(crate) fn name(end: &Endpoint) -> Option<String> {
     .into_iter()
     .find(|name| !name.is_empty());
     known.map(str::to_owned).or_else(|| match end.kind() {
+        EndpointKind::Host | EndpointKind::Node if !end.node.is_empty() => Some(format!("node/{}", end.node)),
         EndpointKind::Host => Some("(host)".to_owned()),
         EndpointKind::Node if !end.ip.is_empty() => Some(format!("node {}", end.ip)),
+        _ if !end.dns_name.is_empty() => Some(end.dns_name.clone()),
         _ => None,
     })
 }
@@ -95,10 +140,20 @@ fn point(flow: &Flow) -> Option<String> {
 /// `10.0.0.5:443`, `[fd00::1]:443`, or the address alone; empty if unknown.
 pub(crate) fn socket(end: Option<&Endpoint>, ports: bool) -> String {
     match end {
-        Some(end) if !ports || end.port == 0 => end.ip.clone(),
-        Some(end) if end.ip.contains(':') => format!("[{}]:{}", end.ip, end.port),
-        Some(end) => format!("{}:{}", end.ip, end.port),
+        Some(end) if !ports => end.ip.clone(),
+        Some(end) => address(&end.ip, end.port),
         None => String::new(),
+    }
+}
+
+/// As [`socket`]; without a port, the address alone.
+pub(crate) fn address(ip: &str, port: u32) -> String {
+    if ip.is_empty() || port == 0 {
+        ip.to_owned()
+    } else if ip.contains(':') {
+        format!("[{ip}]:{port}")
+    } else {
+        format!("{ip}:{port}")
     }
 }
 
@@ -107,7 +162,7 @@ pub(crate) const fn has_ports(flow: &Flow) -> bool {
     flow.ip_version != 0 && !names::is_icmp(flow.protocol)
 }
 
-/// What the flow is about: `:443 https`, `:53/udp domain`, `ICMP echo`, `ARP`, `:9000-9001`…
+/// What the flow is about: the Service `shop/db:80`, else `:443 https`, `:53/udp domain`, `ICMP echo`, `ARP`, `:9000-9001`…
 pub(crate) fn service(flow: &Flow) -> String {
     if flow.remainder {
         return "remainder".to_owned();
@@ -117,6 +172,10 @@ pub(crate) fn service(flow: &Flow) -> String {
             0 => "not IP".to_owned(),
             ethertype => names::ethertype(ethertype).into_owned(),
         };
+    }
+    let kubernetes = flow.service.as_ref().and_then(|service| service_name(service, flow.protocol));
+    if let Some(name) = kubernetes {
+        return name;
     }
     let protocol = names::protocol(flow.protocol);
     if names::is_icmp(flow.protocol) {
@@ -219,6 +278,22 @@ mod tests {
             ..container
         };
         assert_eq!(name(&pod).unwrap(), "shop/cart");
+        assert_eq!(full_name(&pod).unwrap(), format!("shop/cart ({id})"));
+        for (kind, node, dns_name, expected) in [
+            (EndpointKind::Node, "n2", "", "node/n2"),
+            (EndpointKind::Node, "", "", "node 10.0.0.1"),
+            (EndpointKind::Host, "n1", "", "node/n1"),
+            (EndpointKind::External, "", "api.example.com", "api.example.com"),
+            (EndpointKind::KubeApiserver, "n1", "", "kube-apiserver"),
+        ] {
+            let named = Endpoint {
+                kind: kind.into(),
+                node: node.into(),
+                dns_name: dns_name.into(),
+                ..end(1)
+            };
+            assert_eq!(name(&named).unwrap(), expected);
+        }
         assert_eq!(name(&end(1)), None);
         // A name that is no ASCII may not be cut within a character.
         let odd = Endpoint {
@@ -243,6 +318,22 @@ mod tests {
             (own_name(&flow).as_str(), peer_name(&flow).as_str()),
             ("dev veth1", "(no room)")
         );
+    }
+
+    #[test]
+    fn a_service_is_called_by_its_name() {
+        let mut flow = tcp(40000, 80, 0x02);
+        flow.service = Some(Service {
+            namespace: "shop".into(),
+            name: "db".into(),
+            port: 5432,
+            ..Service::default()
+        });
+        assert_eq!(service(&flow), "shop/db:5432");
+        flow.dst.as_mut().unwrap().set_kind(EndpointKind::Service);
+        assert_eq!(peer_name(&flow), "service shop/db:5432");
+        flow.protocol = 17;
+        assert_eq!(service(&flow), "shop/db:5432/udp");
     }
 
     #[test]

@@ -6,11 +6,11 @@ use std::{
 };
 
 use ipnet::IpNet;
-use orb8_proto::v1::{Direction, FlowFilter, FlowQuery, FlowSort};
+use orb8_proto::v1::{Direction, FlowFilter, FlowQuery, FlowSort, ListPodsRequest};
 use prost_types::Timestamp;
 
 use crate::{
-    args::{DirectionArg, FilterArgs, SortArg},
+    args::{DirectionArg, FilterArgs, PodsArgs, ScopeArgs, SortArg},
     exit::Usage,
     names, timestamp,
 };
@@ -86,11 +86,120 @@ pub(crate) fn interval(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Whether `text` is a label selector: it has an operator (`=`, `!=`, `in (…)`, `!key`).
+pub(crate) fn is_selector(text: &str) -> bool {
+    text.contains(['=', '!', '(', '~'])
+}
+
+/// Names by commas, or one label selector, whose commas mean "and".
+pub(crate) fn names(text: &str) -> Result<String, String> {
+    if is_selector(text) {
+        return Ok(text.to_owned());
+    }
+    if text.split(',').any(|name| name.trim().is_empty()) {
+        return Err("a name, NAMESPACE/NAME or labels (app=web,tier!=db) are needed".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// As [`names`]; addresses as the agent expects them.
+pub(crate) fn peers(text: &str) -> Result<String, String> {
+    names(text).map_err(|_| "an address, kind, pod, labels, workload, service, node or DNS name is needed".to_owned())?;
+    if is_selector(text) {
+        return Ok(text.to_owned());
+    }
+    let peers = text.split(',').map(|peer| {
+        let peer = peer.trim();
+        match address(peer) {
+            Ok(address) => Ok(address),
+            // Kinds, names and host names have no such characters: this was meant to be an address.
+            Err(expected) if peer.contains(':') || peer.contains('/') && peer.starts_with(|c: char| c.is_ascii_digit()) && peer.contains('.') => Err(expected),
+            Err(_) => Ok(peer.to_owned()),
+        }
+    });
+    peers.collect::<Result<Vec<_>, _>>().map(|peers| peers.join(","))
+}
+
+/// One entry a name or selector.
+fn separated(values: &[String]) -> Vec<String> {
+    let mut all = Vec::new();
+    for value in values {
+        if is_selector(value) {
+            all.push(value.clone());
+        } else {
+            all.extend(value.split(',').map(|name| name.trim().to_owned()));
+        }
+    }
+    all
+}
+
+/// Kubernetes' namespaces that the answer is limited to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Scope {
+    /// None: all.
+    pub(crate) namespaces: Vec<String>,
+    /// Whether the user did not say so, but the kubeconfig's context.
+    pub(crate) by_default: bool,
+}
+
+impl Scope {
+    /// As typed; else `default`, the namespace of the context through which the answer comes, as kubectl does it.
+    /// Names that have a namespace of their own need no other.
+    pub(crate) fn new(args: &ScopeArgs, names: &[&[String]], default: Option<&str>) -> Self {
+        let named = names.iter().copied().flatten().any(|name| !is_selector(name) && has_namespace(name));
+        match default {
+            Some(default) if args.namespace.is_empty() && !args.all_namespaces && !named => Self {
+                namespaces: vec![default.to_owned()],
+                by_default: true,
+            },
+            _ => Self {
+                namespaces: args.namespace.clone(),
+                by_default: false,
+            },
+        }
+    }
+
+    /// Of flows.
+    pub(crate) fn of_flows(args: &FilterArgs, default: Option<&str>) -> Self {
+        Self::new(&args.scope, &[&args.pod, &args.workload, &args.service], default)
+    }
+
+    /// Of pods.
+    pub(crate) fn of_pods(args: &PodsArgs, default: Option<&str>) -> Self {
+        Self::new(&args.scope, &[&args.pod, &args.workload], default)
+    }
+
+    /// What the reader must know of it: a sentence, if the user did not ask for it.
+    pub(crate) fn note(&self) -> Option<String> {
+        let namespace = self.namespaces.first().filter(|_| self.by_default)?;
+        Some(format!("namespace {namespace} only, as the kubeconfig's context says (-A: all namespaces)"))
+    }
+}
+
+/// Whether a name begins with a namespace: `shop/cart`, `shop/Deployment/cart`, but not `Deployment/cart`. Kinds
+/// have capitals, namespaces never (RFC 1123 labels).
+fn has_namespace(name: &str) -> bool {
+    name.split_once('/')
+        .is_some_and(|(first, _)| !first.contains(|c: char| c.is_ascii_uppercase()))
+}
+
+/// The request for pods.
+pub(crate) fn pods_request(args: &PodsArgs, scope: &Scope) -> ListPodsRequest {
+    ListPodsRequest {
+        namespaces: scope.namespaces.clone(),
+        pods: separated(&args.pod),
+        workloads: args.workload.clone(),
+    }
+}
+
 /// The filter's message.
-pub(crate) fn flow_filter(args: &FilterArgs) -> FlowFilter {
+pub(crate) fn flow_filter(args: &FilterArgs, scope: &Scope) -> FlowFilter {
     FlowFilter {
-        namespaces: args.namespace.clone(),
-        pods: args.pod.clone(),
+        namespaces: scope.namespaces.clone(),
+        pods: separated(&args.pod),
+        workloads: args.workload.clone(),
+        services: args.service.clone(),
+        peers: separated(&args.peer),
         owners: args.owner.clone(),
         addresses: args.ip.clone(),
         ports: args.port.iter().copied().map(u32::from).collect(),
@@ -105,12 +214,24 @@ pub(crate) fn flow_filter(args: &FilterArgs) -> FlowFilter {
     }
 }
 
+/// The protocol's word for a sort order.
+pub(crate) const fn flow_sort(sort: SortArg) -> FlowSort {
+    match sort {
+        SortArg::Bytes => FlowSort::Bytes,
+        SortArg::Packets => FlowSort::Packets,
+        SortArg::Last => FlowSort::Last,
+        SortArg::First => FlowSort::First,
+        SortArg::Rtt => FlowSort::Rtt,
+        SortArg::Retransmits => FlowSort::Retransmits,
+    }
+}
+
 /// The query's message, with ages counted from `now`.
 ///
 /// # Errors
 /// If the span is empty.
 pub(crate) fn flow_query(
-    filter: &FilterArgs,
+    filter: FlowFilter,
     since: Option<&Time>,
     until: Option<&Time>,
     sort: SortArg,
@@ -128,20 +249,12 @@ pub(crate) fn flow_query(
             timestamp::date_clock(Some(until)),
         )));
     }
-    let sort = match sort {
-        SortArg::Bytes => FlowSort::Bytes,
-        SortArg::Packets => FlowSort::Packets,
-        SortArg::Last => FlowSort::Last,
-        SortArg::First => FlowSort::First,
-        SortArg::Rtt => FlowSort::Rtt,
-        SortArg::Retransmits => FlowSort::Retransmits,
-    };
     Ok(FlowQuery {
-        filter: Some(flow_filter(filter)),
+        filter: Some(filter),
         since,
         until,
         limit,
-        sort: sort.into(),
+        sort: flow_sort(sort).into(),
     })
 }
 
@@ -160,7 +273,7 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         let (since, until) = (args.since.as_ref(), args.until.as_ref());
         flow_query(
-            &args.filter,
+            flow_filter(&args.filter, &Scope::of_flows(&args.filter, None)),
             since,
             until,
             args.sort,
@@ -171,7 +284,8 @@ mod tests {
 
     #[test]
     fn all_flags_make_exactly_this_query() {
-        let line = "orb8 flows --owner nginx.service --owner curl --namespace a,b --pod p --ip 10.1.2.3/8,::ffff:1.2.3.4 \
+        let line = "orb8 flows --owner nginx.service --owner curl --namespace a,b --pod p,x/q --pod app=web,tier!=db \
+                    --workload Deployment/cart --service shop/db --peer external,::ffff:1.2.3.4,10.1.2.3/8 --ip 10.1.2.3/8,::ffff:1.2.3.4 \
                     --port 80,443 --protocol tcp,47 --direction out --since 2m --until 1970-01-01T00:16:00.5Z \
                     --sort rtt --limit 7";
         assert_eq!(
@@ -179,7 +293,10 @@ mod tests {
             FlowQuery {
                 filter: Some(FlowFilter {
                     namespaces: vec!["a".into(), "b".into()],
-                    pods: vec!["p".into()],
+                    pods: vec!["p".into(), "x/q".into(), "app=web,tier!=db".into()],
+                    workloads: vec!["Deployment/cart".into()],
+                    services: vec!["shop/db".into()],
+                    peers: vec!["external".into(), "1.2.3.4".into(), "10.0.0.0/8".into()],
                     owners: vec!["nginx.service".into(), "curl".into()],
                     addresses: vec!["10.0.0.0/8".into(), "1.2.3.4".into()],
                     ports: vec![80, 443],
@@ -213,6 +330,29 @@ mod tests {
     }
 
     #[test]
+    fn the_context_s_namespace_is_the_default_as_in_kubectl() {
+        let scope = |line: &str| {
+            let Command::Flows(args) = Cli::try_parse_from(line.split(' ')).unwrap().command else {
+                unreachable!("the line is a flows command")
+            };
+            let scope = Scope::of_flows(&args.filter, Some("shop"));
+            (scope.namespaces.join(","), scope.note().is_some())
+        };
+        for (line, namespaces, noted) in [
+            ("orb8 flows", "shop", true),
+            ("orb8 flows --pod cart --workload Deployment/cart", "shop", true),
+            ("orb8 flows --pod app.io/x=y", "shop", true),
+            ("orb8 flows -A", "", false),
+            ("orb8 flows -n a,b", "a,b", false),
+            ("orb8 flows --pod other/cart", "", false),
+            ("orb8 flows --workload other/Deployment/cart", "", false),
+            ("orb8 flows --service other/db", "", false),
+        ] {
+            assert_eq!(scope(line), (namespaces.to_owned(), noted), "{line}");
+        }
+    }
+
+    #[test]
     fn an_empty_span_is_refused() {
         assert!(
             query("orb8 flows --since 1m --until 2m")
@@ -233,6 +373,13 @@ mod tests {
             ("orb8 flows --watch --interval 1ms", "100ms to 1h"),
             ("orb8 flows --interval 2s", "--watch"),
             ("orb8 flows --owner=", "--owner"),
+            ("orb8 flows --pod a,,b", "labels"),
+            ("orb8 flows --peer 10.0.0.0/99", "CIDR"),
+            ("orb8 flows --peer fd00::zz", "CIDR"),
+            ("orb8 flows -A -n a", "--all-namespaces"),
+            ("orb8 flows --edges --direction out", "--direction"),
+            ("orb8 flows --edges --peer external", "--peer"),
+            ("orb8 --agent a:1 --context c flows", "--context"),
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");
@@ -245,6 +392,7 @@ mod tests {
         #[test]
         fn parsers_never_panic(text in "\\PC*") {
             let _ = (address(&text), protocol(&text), time(&text), duration(&text), interval(&text));
+            let _ = (names(&text), peers(&text), separated(&[text]));
         }
 
         #[test]

@@ -36,6 +36,12 @@ impl Losses {
         }
     }
 
+    /// Adds what another answer misses, told as `who`'s.
+    pub(crate) fn add(&mut self, who: &str, other: Self) {
+        let told = other.sentences.into_iter().map(|sentence| format!("{who}: {sentence}"));
+        self.sentences.extend(told);
+    }
+
     /// Whether nothing is known to be missing.
     pub(crate) const fn is_none(&self) -> bool {
         self.sentences.is_empty()

@@ -1,15 +1,18 @@
 //! The orb8 command line.
 //!
-//! `args` is what was typed and `filter` turns it into the protocol's query; `connect` finds an agent, or starts
-//! one in this process (`standalone`); each verb is one file in `command`; `render` turns answers into tables,
-//! JSON and CSV; `top` is the full-screen view.
+//! `args` is what was typed and `filter` turns it into the protocol's query; `connect` finds an agent, those of a
+//! `cluster`, or starts one in this process (`standalone`); all are a `fleet`, which a `query` asks as one; each verb
+//! is one file in `command`; `render` turns answers into tables, JSON and CSV; `top` is the full-screen view.
 
 mod args;
+mod cluster;
 mod command;
 mod connect;
+mod edge;
 mod ends;
 mod exit;
 mod filter;
+mod fleet;
 mod humanise;
 mod ledger;
 mod names;

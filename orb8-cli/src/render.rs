@@ -1,10 +1,14 @@
 //! Answers as text.
 
 pub(crate) mod checks;
+pub(crate) mod edge_csv;
+pub(crate) mod edge_json;
+pub(crate) mod edge_table;
 pub(crate) mod event;
 pub(crate) mod flow_csv;
 pub(crate) mod flow_json;
 pub(crate) mod flow_table;
 pub(crate) mod footer;
+pub(crate) mod pods;
 pub(crate) mod status;
 pub(crate) mod table;

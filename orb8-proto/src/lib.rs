@@ -16,5 +16,7 @@ pub mod v1 {
     tonic::include_proto!("orb8.v1");
 }
 
+pub mod edges;
+
 /// Encoded `FileDescriptorSet` of the protocol, for the gRPC reflection service.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -3,19 +3,19 @@
 use std::time::{Duration, SystemTime};
 
 use clap::ValueEnum as _;
-use orb8_proto::v1::{Flow, FlowQuery, FlowSummary};
-use prost_types::Timestamp;
+use orb8_proto::v1::FlowQuery;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
-    args::{FlowForm, FlowsArgs},
-    connect::Session,
-    exit::Outcome,
-    filter, humanise,
-    ledger::Losses,
+    args::{FlowForm, FlowsArgs, SortArg},
+    edge,
+    exit::{Outcome, Usage},
+    filter::{self, Scope},
+    fleet::Fleet,
+    humanise,
     output::Output,
-    query::{self, Answer},
-    render::{flow_csv, flow_json, flow_table, footer},
+    query::{self, Answer, Cursor, End},
+    render::{edge_csv, edge_json, edge_table, flow_csv, flow_json, flow_table, footer},
     signals::Stop,
     terminal::{self, Style},
     timestamp,
@@ -30,29 +30,45 @@ const REDRAW_OTHERS: u16 = 8;
 /// Moves the cursor home and clears what is below.
 const REDRAW: &str = "\x1b[H\x1b[J";
 
-pub(super) async fn run(session: &mut Session, args: &FlowsArgs, stop: &Stop) -> anyhow::Result<Outcome> {
+pub(super) async fn run(fleet: &Fleet, args: &FlowsArgs, stop: &Stop) -> anyhow::Result<Outcome> {
     // Bad usage shows before anything is waited for.
-    query_of(args, SystemTime::now())?;
-    let mut printer = Printer::new(args);
+    query_of(fleet, args, SystemTime::now())?;
+    let scope = Scope::of_flows(&args.filter, fleet.namespace.as_deref());
+    let mut printer = Printer::new(args, scope.note());
+    if args.edges && args.watch && !printer.redraws {
+        return Err(Usage(
+            "--edges --watch is for tables on a terminal: from one refresh to the next, the two ends of a flow do \
+             not count in step, and their differences would be no loss"
+                .to_owned(),
+        )
+        .into());
+    }
     let partial = if args.watch {
         tokio::select! {
             biased;
             () = stop.requested() => Ok(printer.partial),
-            result = watch(session, args, &mut printer) => result.map(|()| printer.partial),
+            result = watch(fleet, args, &mut printer) => result.map(|()| printer.partial),
         }?
     } else {
-        snapshot(session, args, &mut printer, stop).await?
+        snapshot(fleet, args, &mut printer, stop).await?
     };
     printer.output.finish().await?;
     Ok(Outcome::of(partial, args.strict))
 }
 
-/// The query as typed, with ages counted from `now`.
-fn query_of(args: &FlowsArgs, now: SystemTime) -> anyhow::Result<FlowQuery> {
+/// How many rows are shown; 0: all.
+fn limit_of(args: &FlowsArgs) -> u32 {
     let table = matches!(args.output, FlowForm::Table | FlowForm::Wide);
-    let limit = args.limit.unwrap_or(if table { TABLE_LIMIT } else { 0 });
+    args.limit.unwrap_or(if table { TABLE_LIMIT } else { 0 })
+}
+
+/// The query as typed, with ages counted from `now`.
+fn query_of(fleet: &Fleet, args: &FlowsArgs, now: SystemTime) -> anyhow::Result<FlowQuery> {
+    // Which edges are the first shows when all reports are joined.
+    let limit = if args.edges { 0 } else { limit_of(args) };
+    let scope = Scope::of_flows(&args.filter, fleet.namespace.as_deref());
     Ok(filter::flow_query(
-        &args.filter,
+        filter::flow_filter(&args.filter, &scope),
         args.since.as_ref(),
         args.until.as_ref(),
         args.sort,
@@ -62,20 +78,20 @@ fn query_of(args: &FlowsArgs, now: SystemTime) -> anyhow::Result<FlowQuery> {
 }
 
 async fn snapshot(
-    session: &mut Session,
+    fleet: &Fleet,
     args: &FlowsArgs,
     printer: &mut Printer,
     stop: &Stop,
 ) -> anyhow::Result<bool> {
-    let mut since = None;
+    let mut cursor = Cursor::default();
     // Asked to end while observing: the answer is wanted all the same.
     let mut enough = false;
     if let Some(duration) = args
         .duration
-        .or_else(|| session.is_standalone().then_some(OBSERVATION))
+        .or_else(|| fleet.is_standalone().then_some(OBSERVATION))
     {
-        if !session.is_standalone() && args.since.is_none() {
-            since = super::unless_stopped(stop, query::counted_until(session)).await?;
+        if !fleet.is_standalone() && args.since.is_none() {
+            (cursor, _) = super::unless_stopped(stop, query::counted_until(fleet)).await?;
         }
         terminal::say(&format!(
             "orb8: observing for {} … (^C: enough)",
@@ -86,10 +102,11 @@ async fn snapshot(
             () = stop.requested() => enough = true,
         }
     }
-    let mut query = query_of(args, SystemTime::now())?;
-    query.since = since.or(query.since);
+    let query = query_of(fleet, args, SystemTime::now())?;
     let work = async {
-        printer.answer(Answer::to(session, query).await?).await?;
+        printer
+            .answer(Answer::to(fleet, &query, &cursor).await?, limit_of(args))
+            .await?;
         Ok(printer.partial)
     };
     if enough {
@@ -99,12 +116,13 @@ async fn snapshot(
     }
 }
 
-async fn watch(session: &mut Session, args: &FlowsArgs, printer: &mut Printer) -> anyhow::Result<()> {
+async fn watch(fleet: &Fleet, args: &FlowsArgs, printer: &mut Printer) -> anyhow::Result<()> {
     let end = args.duration.map(|duration| Instant::now() + duration);
-    let mut since = query_of(args, SystemTime::now())?.since;
-    if !printer.redraws && since.is_none() {
-        // By the agent's clock: ours may differ.
-        since = query::counted_until(session).await?;
+    let begin = query_of(fleet, args, SystemTime::now())?.since;
+    let mut cursor = Cursor::default();
+    if !printer.redraws && begin.is_none() {
+        // By the agents' clocks: ours may differ.
+        (cursor, _) = query::counted_until(fleet).await?;
     }
     let mut ticks = tokio::time::interval(args.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -120,14 +138,16 @@ async fn watch(session: &mut Session, args: &FlowsArgs, printer: &mut Printer) -
             () = super::deadline(end) => return Ok(()),
             () = printer.output.reader_gone() => return Ok(()),
         }
-        let mut query = query_of(args, SystemTime::now())?;
+        let mut query = query_of(fleet, args, SystemTime::now())?;
+        let mut limit = limit_of(args);
         if !printer.redraws {
-            query.since = since;
+            query.since = begin;
         } else if args.limit.is_none() {
-            query.limit = Style::rows_beside(REDRAW_OTHERS);
+            limit = Style::rows_beside(REDRAW_OTHERS);
+            query.limit = if args.edges { 0 } else { limit };
         }
-        let summary = printer.answer(Answer::to(session, query).await?).await?;
-        since = summary.and_then(|summary| summary.to).or(since);
+        let from = if printer.redraws { Cursor::default() } else { cursor.clone() };
+        cursor = printer.answer(Answer::to(fleet, &query, &from).await?, limit).await?;
         refreshes += 1;
     }
     Ok(())
@@ -139,7 +159,10 @@ struct Printer {
     output: Output,
     style: Style,
     form: FlowForm,
-    sort: String,
+    sort: SortArg,
+    edges: bool,
+    /// What is to be said of every answer, though nothing is missing.
+    notes: Vec<String>,
     watch: bool,
     /// Whether each answer takes the place of the one before.
     redraws: bool,
@@ -148,35 +171,35 @@ struct Printer {
     partial: bool,
     /// What was told on stderr, so that a watch says it once.
     told: Vec<String>,
-    previous_to: Option<Timestamp>,
 }
 
 impl Printer {
-    fn new(args: &FlowsArgs) -> Self {
+    fn new(args: &FlowsArgs, note: Option<String>) -> Self {
         let style = Style::of_stdout();
         let table = matches!(args.output, FlowForm::Table | FlowForm::Wide);
         Self {
             output: Output::stdout(),
             style,
             form: args.output,
-            sort: args
-                .sort
-                .to_possible_value()
-                .map(|value| value.get_name().to_owned())
-                .unwrap_or_default(),
+            sort: args.sort,
+            edges: args.edges,
+            notes: note.into_iter().collect(),
             watch: args.watch,
             redraws: args.watch && table && style.terminal,
             header_due: args.output == FlowForm::Csv,
             partial: false,
             told: Vec::new(),
-            previous_to: None,
         }
     }
 
-    /// Prints one answer, and gives its summary.
-    async fn answer(&mut self, mut answer: Answer) -> anyhow::Result<Option<FlowSummary>> {
+    /// Prints one answer, of edges at most `limit`, and says from where to ask next.
+    async fn answer(&mut self, mut answer: Answer, limit: u32) -> anyhow::Result<Cursor> {
         if std::mem::take(&mut self.header_due) {
-            self.output.write(flow_csv::header()?).await?;
+            let header = if self.edges { edge_csv::header() } else { flow_csv::header() };
+            self.output.write(header?).await?;
+        }
+        if self.edges {
+            return self.joined(answer, limit).await;
         }
         let mut kept = Vec::new();
         let mut shown = 0_u64;
@@ -198,69 +221,107 @@ impl Printer {
                 }
             }
         }
-        let summary = answer.into_summary();
-        let losses = Losses::of_answer(summary.as_ref());
-        self.partial |= !losses.is_none();
-        match self.form {
-            FlowForm::Table | FlowForm::Wide => self.table(&kept, summary.as_ref(), shown, &losses).await?,
-            FlowForm::Json | FlowForm::Csv => {
-                self.output.flush().await?;
-                self.tell(summary.as_ref(), shown, losses);
-            }
-        }
-        self.previous_to = summary
-            .as_ref()
-            .and_then(|summary| summary.to)
-            .or(self.previous_to);
-        Ok(summary)
+        let end = answer.end();
+        let cut = end.summary.as_ref().and_then(|summary| self.cut(shown, summary.matched_flows, "flows"));
+        self.fit();
+        let table = match self.form {
+            _ if kept.is_empty() => "No flows.\n".to_owned(),
+            FlowForm::Wide => flow_table::wide(&kept, &self.style),
+            _ => flow_table::narrow(&kept, &self.style),
+        };
+        self.close(table, cut, Vec::new(), end).await
     }
 
-    async fn table(
-        &mut self,
-        flows: &[Flow],
-        summary: Option<&FlowSummary>,
-        shown: u64,
-        losses: &Losses,
-    ) -> anyhow::Result<()> {
+    /// Prints one answer's edges.
+    async fn joined(&mut self, mut answer: Answer, limit: u32) -> anyhow::Result<Cursor> {
+        let mut edges = edge::join(&mut answer).await?;
+        let end = answer.end();
+        edge::sort(&mut edges, filter::flow_sort(self.sort));
+        let all = edges.len() as u64;
+        if limit > 0 {
+            edges.truncate(limit as usize);
+        }
+        let settled = end.settled.as_ref();
+        let record = |edge| edge_json::EdgeRecord::new(edge, edge::is_settled(edge, settled));
+        self.fit();
+        let mut table = String::new();
+        match self.form {
+            FlowForm::Table | FlowForm::Wide if edges.is_empty() => table.push_str("No flows.\n"),
+            FlowForm::Wide => table = edge_table::wide(&edges, settled, &self.style),
+            FlowForm::Table => table = edge_table::narrow(&edges, settled, &self.style),
+            FlowForm::Json => {
+                for edge in &edges {
+                    let line = flow_json::line(&record(edge))?;
+                    self.output.write(line).await?;
+                }
+            }
+            FlowForm::Csv => {
+                for edge in &edges {
+                    self.output.write(edge_csv::row(record(edge))?).await?;
+                }
+            }
+        }
+        let cut = self.cut(edges.len() as u64, all, "edges");
+        let notes = edge_table::notes(&edges, settled);
+        self.close(table, cut, notes, end).await
+    }
+
+    /// The window may have been resized.
+    fn fit(&mut self) {
         if self.redraws {
-            // The window may have been resized.
             self.style = Style::of_stdout();
         }
-        let mut text = String::new();
-        if self.redraws {
-            text.push_str(REDRAW);
-        } else if self.watch {
-            let to = summary.and_then(|summary| summary.to);
-            text.push_str(&format!("--- {}\n", timestamp::date_clock(to.as_ref())));
-        }
-        text.push_str(&match self.form {
-            _ if flows.is_empty() => "No flows.\n".to_owned(),
-            FlowForm::Wide => flow_table::wide(flows, &self.style),
-            _ => flow_table::narrow(flows, &self.style),
-        });
-        text.push('\n');
-        text.push_str(&footer::totals(summary, shown, &self.sort));
-        text.push_str(&footer::losses(losses, &self.style));
-        Ok(self.output.write(text).await?)
     }
 
-    /// Beside data for programs, words for people go to stderr.
-    fn tell(&mut self, summary: Option<&FlowSummary>, shown: u64, losses: Losses) {
-        let mut sentences = losses.sentences;
-        if let Some(summary) = summary
-            && shown < summary.matched_flows
-        {
-            sentences.push(format!(
-                "{shown} of {} flows shown, the first by {} (--limit 0: all)",
-                summary.matched_flows, self.sort
-            ));
-        }
-        for sentence in sentences {
-            if !self.told.contains(&sentence) {
-                terminal::say(&format!("orb8: {sentence}"));
-                self.told.truncate(100);
-                self.told.insert(0, sentence);
+    /// That not all is shown, if it is so.
+    fn cut(&self, shown: u64, all: u64, what: &str) -> Option<String> {
+        let sort = self.sort.to_possible_value();
+        let sort = sort.as_ref().map_or("", |sort| sort.get_name());
+        (shown < all).then(|| format!("{shown} of {all} {what} shown, the first by {sort} (--limit 0: all)"))
+    }
+
+    /// Ends an answer: the table, where one is asked, and what is to be said of it.
+    async fn close(
+        &mut self,
+        table: String,
+        cut: Option<String>,
+        notes: Vec<String>,
+        end: End,
+    ) -> anyhow::Result<Cursor> {
+        self.partial |= !end.losses.is_none();
+        let notes = [&*notes, &self.notes].concat();
+        match self.form {
+            FlowForm::Table | FlowForm::Wide => {
+                let mut text = String::new();
+                if self.redraws {
+                    text.push_str(REDRAW);
+                } else if self.watch {
+                    let to = end.summary.as_ref().and_then(|summary| summary.to);
+                    text.push_str(&format!("--- {}\n", timestamp::date_clock(to.as_ref())));
+                }
+                text.push_str(&table);
+                text.push('\n');
+                text.push_str(&footer::notes(cut.as_slice()));
+                text.push_str(&footer::totals(end.summary.as_ref()));
+                text.push_str(&footer::notes(&notes));
+                text.push_str(&footer::losses(&end.losses, &self.style));
+                self.output.write(text).await?;
             }
+            FlowForm::Json | FlowForm::Csv => {
+                self.output.flush().await?;
+                let sentences = end.losses.sentences.into_iter().chain(cut).chain(notes);
+                sentences.for_each(|sentence| self.tell(sentence));
+            }
+        }
+        Ok(end.cursor)
+    }
+
+    /// Beside data for programs, words for people go to stderr, each once.
+    fn tell(&mut self, sentence: String) {
+        if !self.told.contains(&sentence) {
+            terminal::say(&format!("orb8: {sentence}"));
+            self.told.truncate(100);
+            self.told.insert(0, sentence);
         }
     }
 }

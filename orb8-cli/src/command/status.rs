@@ -2,8 +2,8 @@
 
 use crate::{
     args::{Report, StatusArgs},
-    connect::Session,
     exit::Outcome,
+    fleet::Fleet,
     ledger::Losses,
     output::Output,
     query,
@@ -11,12 +11,24 @@ use crate::{
     terminal::{self, Style},
 };
 
-pub(super) async fn run(session: &mut Session, args: &StatusArgs) -> anyhow::Result<Outcome> {
-    let answer = query::status(session).await?;
-    let losses = Losses::of_ledger(&answer.ledger);
-    let text = match args.output {
-        Report::Table => status::text(&answer, &Style::of_stdout()),
-        Report::Json => status::json(&answer)?,
+pub(super) async fn run(fleet: &Fleet, args: &StatusArgs) -> anyhow::Result<Outcome> {
+    let (answers, missing) = query::status(fleet).await?;
+    let mut losses = Losses { sentences: missing };
+    for (name, answer) in &answers {
+        let of_one = Losses::of_ledger(&answer.ledger);
+        if fleet.is_many() {
+            losses.add(name, of_one);
+        } else {
+            losses.sentences.extend(of_one.sentences);
+        }
+    }
+    let text = match (args.output, answers.as_slice()) {
+        (Report::Json, answers) => answers
+            .iter()
+            .map(|(_, answer)| status::json(answer))
+            .collect::<anyhow::Result<String>>()?,
+        (Report::Table, [(_, answer)]) if !fleet.is_many() => status::text(answer, &losses, &Style::of_stdout()),
+        (Report::Table, answers) => status::overview(answers, &losses, &Style::of_stdout()),
     };
     let mut output = Output::stdout();
     output.write(text).await?;

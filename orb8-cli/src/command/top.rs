@@ -2,16 +2,15 @@
 
 use std::time::SystemTime;
 
-use orb8_proto::v1::FlowSummary;
 use tokio::time::MissedTickBehavior;
 
 use crate::{
     args::{SortArg, TopArgs},
-    connect::Session,
     exit::Outcome,
-    filter,
+    filter::{self, Scope},
+    fleet::Fleet,
     output::Output,
-    query::{self, Answer},
+    query::{self, Answer, Cursor, End},
     signals::Stop,
     terminal::Style,
     top::{
@@ -21,17 +20,19 @@ use crate::{
     },
 };
 
-pub(super) async fn run(session: &mut Session, args: &TopArgs, stop: &Stop) -> anyhow::Result<Outcome> {
+pub(super) async fn run(fleet: &Fleet, args: &TopArgs, stop: &Stop) -> anyhow::Result<Outcome> {
     let style = Style::of_stdout();
     let mut model = Model::new(args.sort);
-    model.to = super::unless_stopped(stop, query::counted_until(session)).await?;
+    let (cursor, to) = super::unless_stopped(stop, query::counted_until(fleet)).await?;
+    model.to = to;
+    model.note = Scope::of_flows(&args.filter, fleet.namespace.as_deref()).note();
     if style.terminal {
-        on_screen(session, args, stop, &mut model, style).await?;
+        on_screen(fleet, args, stop, &mut model, cursor, style).await?;
     } else {
         tokio::select! {
             biased;
             () = stop.requested() => {}
-            result = as_text(session, args, &mut model, &style) => result?,
+            result = as_text(fleet, args, &mut model, cursor, &style) => result?,
         }
     }
     Ok(Outcome::Done)
@@ -39,28 +40,30 @@ pub(super) async fn run(session: &mut Session, args: &TopArgs, stop: &Stop) -> a
 
 /// The flows since the last answer.
 async fn ask(
-    session: &mut Session,
+    fleet: &Fleet,
     args: &TopArgs,
-    since: Option<prost_types::Timestamp>,
-) -> anyhow::Result<(Interval, Option<FlowSummary>)> {
-    let mut query = filter::flow_query(&args.filter, None, None, SortArg::Bytes, 0, SystemTime::now())?;
-    query.since = since;
-    let mut answer = Answer::to(session, query).await?;
+    cursor: &Cursor,
+) -> anyhow::Result<(Interval, End)> {
+    let scope = Scope::of_flows(&args.filter, fleet.namespace.as_deref());
+    let filter = filter::flow_filter(&args.filter, &scope);
+    let query = filter::flow_query(filter, None, None, SortArg::Bytes, 0, SystemTime::now())?;
+    let mut answer = Answer::to(fleet, &query, cursor).await?;
     let mut interval = Interval::default();
     while let Some(flows) = answer.next().await? {
         flows.iter().for_each(|flow| interval.add(flow));
     }
-    Ok((interval, answer.into_summary()))
+    Ok((interval, answer.end()))
 }
 
 async fn on_screen(
-    session: &mut Session,
+    fleet: &Fleet,
     args: &TopArgs,
     stop: &Stop,
     model: &mut Model,
+    mut cursor: Cursor,
     look: Style,
 ) -> anyhow::Result<()> {
-    let agent = session.name.clone();
+    let agent = fleet.name.clone();
     let mut screen = Screen::open()?;
     let mut ticks = tokio::time::interval(args.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -69,10 +72,10 @@ async fn on_screen(
     while args.count.is_none_or(|count| refreshes < count) {
         screen.draw(model, &agent, &look)?;
         // Keys are heard while an answer is on its way: an agent that hangs does not hang the screen.
-        let since = model.to;
+        let from = cursor.clone();
         let refresh = async {
             ticks.tick().await;
-            ask(session, args, since).await
+            ask(fleet, args, &from).await
         };
         tokio::pin!(refresh);
         loop {
@@ -90,8 +93,9 @@ async fn on_screen(
                 }
                 answer = &mut refresh, if !model.paused => {
                     match answer {
-                        Ok((interval, summary)) => {
-                            model.refresh(interval, summary.as_ref(), args.interval.as_secs_f64());
+                        Ok((interval, end)) => {
+                            cursor = end.cursor.clone();
+                            model.refresh(interval, end, args.interval.as_secs_f64());
                         }
                         Err(error) => model.trouble = Some(format!("{error:#}")),
                     }
@@ -105,9 +109,10 @@ async fn on_screen(
 }
 
 async fn as_text(
-    session: &mut Session,
+    fleet: &Fleet,
     args: &TopArgs,
     model: &mut Model,
+    mut cursor: Cursor,
     style: &Style,
 ) -> anyhow::Result<()> {
     let mut output = Output::stdout();
@@ -120,8 +125,9 @@ async fn as_text(
             _ = ticks.tick() => {}
             () = output.reader_gone() => break,
         }
-        let (interval, summary) = ask(session, args, model.to).await?;
-        model.refresh(interval, summary.as_ref(), args.interval.as_secs_f64());
+        let (interval, end) = ask(fleet, args, &cursor).await?;
+        cursor = end.cursor.clone();
+        model.refresh(interval, end, args.interval.as_secs_f64());
         output.write(plain::render(model, style)).await?;
         refreshes += 1;
     }

@@ -1,36 +1,38 @@
 //! `orb8 trace network`.
 
-use orb8_proto::v1::{EventLoss, StreamEventsRequest, stream_events_response::Event};
+use futures::{
+    StreamExt as _,
+    stream::{BoxStream, SelectAll},
+};
+use orb8_proto::v1::{EventLoss, StreamEventsRequest, StreamEventsResponse, stream_events_response::Event};
 use tokio::time::Instant;
+use tonic::{Status, Streaming};
 
 use crate::{
     args::{TraceForm, TraceNetworkArgs},
-    connect::Session,
     exit::Outcome,
-    filter, humanise,
+    filter::{self, Scope},
+    fleet::{self, Fleet, Member},
+    humanise,
     output::Output,
-    query,
     render::{event, flow_json},
     signals::Stop,
     terminal::{self, Style},
 };
 
 pub(super) async fn run(
-    session: &mut Session,
+    fleet: &Fleet,
     args: &TraceNetworkArgs,
     stop: &Stop,
 ) -> anyhow::Result<Outcome> {
+    let scope = Scope::of_flows(&args.filter, fleet.namespace.as_deref());
     let request = StreamEventsRequest {
-        network: Some(filter::flow_filter(&args.filter)),
+        network: Some(filter::flow_filter(&args.filter, &scope)),
     };
-    let name = session.name.clone();
-    let mut events = super::unless_stopped(stop, async {
-        let stream = session.client.stream_events(request).await;
-        Ok(stream
-            .map_err(|status| query::explain(&name, &status))?
-            .into_inner())
-    })
-    .await?;
+    let (mut events, mut partial) = super::unless_stopped(stop, open(fleet, &request)).await?;
+    if let Some(note) = scope.note() {
+        terminal::say(&format!("orb8: {note}"));
+    }
     let end = args.duration.map(|duration| Instant::now() + duration);
     let style = Style::of_stdout();
     let mut output = Output::stdout();
@@ -45,16 +47,19 @@ pub(super) async fn run(
             () = stop.requested() => break Ok(()),
             () = output.reader_gone() => break Ok(()),
             () = super::deadline(end) => break Ok(()),
-            response = events.message() => response,
+            response = events.next() => response,
         };
         let event = match response {
-            Ok(Some(response)) => response.event,
-            Ok(None) => {
-                break Err(anyhow::anyhow!(
-                    "the agent at {name} ended the stream; is it still running?"
-                ));
+            Some(Ok(response)) => response.event,
+            // Of several agents, the others go on.
+            Some(Err(gone)) if fleet.is_many() => {
+                partial = true;
+                output.flush().await?;
+                terminal::say(&format!("orb8: {gone:#}"));
+                continue;
             }
-            Err(status) => break Err(query::explain(&name, &status)),
+            Some(Err(gone)) => break Err(gone),
+            None => break Err(anyhow::anyhow!("no agent is left to tell events")),
         };
         match event {
             Some(Event::Network(event)) => {
@@ -94,5 +99,61 @@ pub(super) async fn run(
         "orb8: {events}; {}",
         total.as_deref().unwrap_or("none lost")
     ));
-    Ok(Outcome::of(total.is_some(), args.strict))
+    Ok(Outcome::of(total.is_some() || partial, args.strict))
+}
+
+type Events = SelectAll<BoxStream<'static, anyhow::Result<StreamEventsResponse>>>;
+
+/// The events of all agents, as they come; and whether some agent is missing, which was said.
+///
+/// # Errors
+/// If no agent tells events.
+async fn open(fleet: &Fleet, request: &StreamEventsRequest) -> anyhow::Result<(Events, bool)> {
+    let streams = fleet
+        .ask(|member| {
+            let request = request.clone();
+            async move {
+                let mut client = member.client.clone();
+                member.within(client.stream_events(request)).await
+            }
+        })
+        .await;
+    let mut sentences = fleet.missing_sentences();
+    let mut errors = Vec::new();
+    let mut events = Events::new();
+    for (member, stream) in fleet.members.iter().zip(streams) {
+        match stream {
+            Ok(stream) => events.push(told(member.clone(), stream.into_inner())),
+            Err(status) => {
+                sentences.push(fleet::no_answer(&member.name, &member.why(&status)));
+                errors.push(member.explain(&status));
+            }
+        }
+    }
+    if let Some(error) = fleet::nobody(events.is_empty(), errors, &sentences) {
+        return Err(error);
+    }
+    for sentence in &sentences {
+        terminal::say(&format!("orb8: {sentence}"));
+    }
+    Ok((events, !sentences.is_empty()))
+}
+
+/// One agent's events, closed by the reason for which they ended: they only end when the agent does.
+fn told(
+    member: Member,
+    stream: Streaming<StreamEventsResponse>,
+) -> BoxStream<'static, anyhow::Result<StreamEventsResponse>> {
+    futures::stream::unfold((member, Some(stream)), |(member, stream)| async move {
+        let mut stream = stream?;
+        match stream.message().await {
+            Ok(Some(response)) => Some((Ok(response), (member, Some(stream)))),
+            Ok(None) => {
+                let gone = Status::unavailable("it ended the stream");
+                Some((Err(member.explain(&gone)), (member, None)))
+            }
+            Err(status) => Some((Err(member.explain(&status)), (member, None))),
+        }
+    })
+    .boxed()
 }

@@ -3,11 +3,11 @@
 
 use orb8_proto::v1::Flow;
 
-use super::flow_json::{EndRecord, FlowRecord};
+use super::flow_json::{EndRecord, FlowRecord, ServiceRecord};
 use crate::sanitise;
 
 /// Columns of one end, after `src_` and `dst_`.
-const END: [&str; 13] = [
+pub(crate) const END: [&str; 13] = [
     "ip",
     "port",
     "kind",
@@ -23,11 +23,24 @@ const END: [&str; 13] = [
     "attribution",
 ];
 
+/// Columns of the Service.
+pub(crate) const SERVICE: [&str; 5] = ["namespace", "name", "ip", "port", "attribution"];
+
+/// Columns of one end that came later, after `src_` and `dst_`.
+pub(crate) const END_MORE: [&str; 3] = ["pod_uid", "dns_name", "node"];
+
+/// Columns with what is in front of their names.
+pub(crate) fn prefixed<'a>(
+    prefixes: &'a [&'a str],
+    columns: &'a [&'a str],
+) -> impl Iterator<Item = String> + 'a {
+    prefixes
+        .iter()
+        .flat_map(move |prefix| columns.iter().map(move |column| format!("{prefix}{column}")))
+}
+
 /// The header line.
 pub(crate) fn header() -> anyhow::Result<Vec<u8>> {
-    let ends = ["src_", "dst_"]
-        .into_iter()
-        .flat_map(|side| END.map(|field| format!("{side}{field}")));
     let before = [
         "node",
         "reporter",
@@ -60,8 +73,11 @@ pub(crate) fn header() -> anyhow::Result<Vec<u8>> {
         before
             .map(str::to_owned)
             .into_iter()
-            .chain(ends)
-            .chain(after.map(str::to_owned)),
+            .chain(prefixed(&["src_", "dst_"], &END))
+            .chain(after.map(str::to_owned))
+            .chain(prefixed(&["service_"], &SERVICE))
+            .chain(prefixed(&["src_", "dst_"], &END_MORE))
+            .chain(["wire_ip", "wire_port"].map(str::to_owned)),
     )
 }
 
@@ -96,16 +112,34 @@ pub(crate) fn row(flow: &Flow) -> anyhow::Result<Vec<u8>> {
         r.malformed.to_string(),
         r.remainder.to_string(),
     ];
+    let more = [end_more(r.src.as_ref()), end_more(r.dst.as_ref())].concat();
     line(
         before
             .into_iter()
             .chain(end(r.src))
             .chain(end(r.dst))
-            .chain(after),
+            .chain(after)
+            .chain(service(r.service))
+            .chain(more)
+            .chain([r.wire_ip, optional(r.wire_port)]),
     )
 }
 
-fn end(record: Option<EndRecord>) -> [String; 13] {
+/// Values of [`SERVICE`].
+pub(crate) fn service(record: Option<ServiceRecord>) -> [String; 5] {
+    let s = record.unwrap_or_default();
+    [s.namespace, s.name, s.ip, optional(s.port), s.attribution]
+}
+
+/// Values of [`END_MORE`].
+pub(crate) fn end_more(record: Option<&EndRecord>) -> [String; 3] {
+    record
+        .map(|e| [e.pod_uid.clone(), e.dns_name.clone(), e.node.clone()])
+        .unwrap_or_default()
+}
+
+/// Values of [`END`].
+pub(crate) fn end(record: Option<EndRecord>) -> [String; 13] {
     let e = record.unwrap_or_default();
     [
         e.ip,
@@ -124,11 +158,13 @@ fn end(record: Option<EndRecord>) -> [String; 13] {
     ]
 }
 
-fn optional(value: Option<impl ToString>) -> String {
+/// The value, or nothing.
+pub(crate) fn optional(value: Option<impl ToString>) -> String {
     value.map(|value| value.to_string()).unwrap_or_default()
 }
 
-fn line(fields: impl Iterator<Item = String>) -> anyhow::Result<Vec<u8>> {
+/// One line of these fields.
+pub(crate) fn line(fields: impl Iterator<Item = String>) -> anyhow::Result<Vec<u8>> {
     let mut writer = csv::WriterBuilder::new().from_writer(Vec::new());
     writer.write_record(fields.map(|field| sanitise::line(&field).into_owned()))?;
     writer.into_inner().map_err(|error| error.into_error().into())
@@ -158,7 +194,7 @@ mod tests {
         let mut reader = csv::Reader::from_reader(text.as_slice());
         let columns = reader.headers().unwrap().clone();
         let rows: Vec<_> = reader.records().collect::<Result<_, _>>().unwrap();
-        assert_eq!((columns.len(), rows.len(), rows[0].len()), (50, 1, 50));
+        assert_eq!((columns.len(), rows.len(), rows[0].len()), (63, 1, 63));
         let process = columns.iter().position(|name| name == "src_process").unwrap();
         assert_eq!(&rows[0][process], "a,\"b\"??[0m");
     }

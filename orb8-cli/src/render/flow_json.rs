@@ -1,7 +1,7 @@
 //! A flow as JSON: the contract with scripts. Fields are only ever added; unknown ones are left out.
 
 use orb8_proto::v1::{
-    Attribution, Direction, Endpoint, EndpointKind, Flow, Reporter, observation_point::Point,
+    Attribution, Direction, Endpoint, EndpointKind, Flow, Reporter, Service, observation_point::Point,
 };
 use serde::Serialize;
 
@@ -28,6 +28,12 @@ pub(crate) struct FlowRecord {
     pub(crate) src: Option<EndRecord>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) dst: Option<EndRecord>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) service: Option<ServiceRecord>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) wire_ip: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) wire_port: Option<u32>,
     pub(crate) packets: u64,
     pub(crate) bytes: u64,
     pub(crate) wire_bytes: u64,
@@ -86,6 +92,26 @@ pub(crate) struct EndRecord {
     pub(crate) netns: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) cgroup: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) pod_uid: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) dns_name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) node: String,
+    pub(crate) attribution: String,
+}
+
+/// The Kubernetes Service that the connection was made to.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct ServiceRecord {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) namespace: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) ip: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) port: Option<u32>,
     pub(crate) attribution: String,
 }
 
@@ -119,6 +145,9 @@ impl From<&Flow> for FlowRecord {
             icmp_code: flow.icmp_code,
             src: end(flow.src.as_ref(), ports),
             dst: end(flow.dst.as_ref(), ports),
+            service: service(flow.service.as_ref()),
+            wire_ip: flow.wire_ip.clone(),
+            wire_port: (flow.wire_port != 0).then_some(flow.wire_port),
             packets: flow.packets,
             bytes: flow.bytes,
             wire_bytes: flow.wire_bytes,
@@ -150,14 +179,27 @@ impl From<&Flow> for FlowRecord {
     }
 }
 
-fn end(end: Option<&Endpoint>, ports: bool) -> Option<EndRecord> {
+/// Nothing, if nothing is known of it.
+pub(crate) fn service(service: Option<&Service>) -> Option<ServiceRecord> {
+    let service = service.filter(|service| **service != Service::default())?;
+    Some(ServiceRecord {
+        namespace: service.namespace.clone(),
+        name: service.name.clone(),
+        ip: service.ip.clone(),
+        port: (service.port != 0).then_some(service.port),
+        attribution: attribution(service.attribution()),
+    })
+}
+
+/// Nothing, if nothing is known of it.
+pub(crate) fn end(end: Option<&Endpoint>, ports: bool) -> Option<EndRecord> {
     let end = end.filter(|end| **end != Endpoint::default())?;
     Some(EndRecord {
         ip: end.ip.clone(),
         port: (ports && end.port != 0).then_some(end.port),
         kind: match end.kind() {
             EndpointKind::Unspecified => None,
-            kind => Some(short(kind.as_str_name(), "ENDPOINT_KIND_")),
+            kind => Some(short(kind.as_str_name(), "ENDPOINT_KIND_").replace('_', "-")),
         },
         namespace: end.namespace.clone(),
         pod: end.pod.clone(),
@@ -168,6 +210,9 @@ fn end(end: Option<&Endpoint>, ports: bool) -> Option<EndRecord> {
         pid: (end.pid != 0).then_some(end.pid),
         netns: end.netns.clone(),
         cgroup: end.cgroup.clone(),
+        pod_uid: end.pod_uid.clone(),
+        dns_name: end.dns_name.clone(),
+        node: end.node.clone(),
         attribution: attribution(end.attribution()),
     })
 }

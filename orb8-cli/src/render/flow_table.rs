@@ -1,6 +1,6 @@
 //! Flows as tables.
 
-use orb8_proto::v1::Flow;
+use orb8_proto::v1::{Endpoint, Flow};
 
 use super::{
     flow_json::{self, FlowRecord},
@@ -15,10 +15,10 @@ use crate::{
 /// The table that fits the terminal.
 pub(crate) fn narrow(flows: &[Flow], style: &Style) -> String {
     let mut table = Table::new([
-        Column::name("OWNER", 10),
+        Column::workload("OWNER", 10),
         Column::text(""),
-        Column::name("PEER", 10),
-        Column::name("SERVICE", 8),
+        Column::workload("PEER", 10),
+        Column::workload("SERVICE", 8),
         Column::number("BYTES"),
         Column::number("PKTS"),
         Column::number("RTT"),
@@ -40,8 +40,20 @@ pub(crate) fn narrow(flows: &[Flow], style: &Style) -> String {
             retransmits(flow),
         ]);
     }
-    table.render(Some(style.width), style)
+    table.without_empty(&["RTT", "RETX"]).render(Some(style.width), style)
 }
+
+/// Columns that are shown where there is a cluster.
+const KUBERNETES: [&str; 8] = [
+    "OWNER-WORKLOAD",
+    "PEER-WORKLOAD",
+    "OWNER-NODE",
+    "PEER-NODE",
+    "PEER-DNS",
+    "SERVICE-IP",
+    "SERVICE-BY",
+    "ON-WIRE",
+];
 
 /// The table with all columns, however wide.
 pub(crate) fn wide(flows: &[Flow], style: &Style) -> String {
@@ -69,16 +81,29 @@ pub(crate) fn wide(flows: &[Flow], style: &Style) -> String {
         Column::text("OWNER-BY"),
         Column::text("PEER-BY"),
         Column::text("PID"),
+        Column::text("OWNER-WORKLOAD"),
+        Column::text("PEER-WORKLOAD"),
+        Column::text("OWNER-NODE"),
+        Column::text("PEER-NODE"),
+        Column::text("PEER-DNS"),
+        Column::text("SERVICE-IP"),
+        Column::text("SERVICE-BY"),
+        Column::text("ON-WIRE"),
     ]);
     for flow in flows {
         let record = FlowRecord::from(flow);
         let sent = ends::sent(flow);
-        let by = |end: Option<&orb8_proto::v1::Endpoint>| {
+        let by = |end: Option<&Endpoint>| {
             end.map(|end| flow_json::attribution(end.attribution()))
                 .unwrap_or_default()
         };
         let micros = |us: Option<u32>| us.map(|us| humanise::micros(us, style.utf8)).unwrap_or_default();
         let ports = ends::has_ports(flow);
+        let (own, peer) = (ends::own(flow, sent), ends::peer(flow, sent));
+        let of = |end: Option<&Endpoint>, field: fn(&Endpoint) -> &str| {
+            end.map(|end| field(end).to_owned()).unwrap_or_default()
+        };
+        let kubernetes = record.service.unwrap_or_default();
         let point = match (record.interface, record.cgroup_id) {
             (Some(interface), _) => interface,
             (None, Some(id)) => format!("cgroup {id}"),
@@ -88,9 +113,13 @@ pub(crate) fn wide(flows: &[Flow], style: &Style) -> String {
             Cell::new(timestamp::date_clock(flow.first.as_ref())),
             Cell::new(timestamp::date_clock(flow.last.as_ref())),
             Cell::new(&flow.node),
-            Cell::new(ends::own_name(flow)),
+            Cell::new(own.and_then(ends::full_name).unwrap_or_else(|| ends::own_name(flow))),
             Cell::new(record.direction.unwrap_or_default()),
-            Cell::new(ends::peer_name(flow)),
+            Cell::new(
+                peer.filter(|peer| !peer.pod.is_empty())
+                    .and_then(ends::full_name)
+                    .unwrap_or_else(|| ends::peer_name(flow)),
+            ),
             Cell::new(record.protocol.or(record.ethertype).unwrap_or_default()),
             Cell::new(ends::socket(flow.src.as_ref(), ports)),
             Cell::new(ends::socket(flow.dst.as_ref(), ports)),
@@ -108,17 +137,26 @@ pub(crate) fn wide(flows: &[Flow], style: &Style) -> String {
                 Tone::Bad,
             ),
             Cell::new(point),
-            Cell::new(by(ends::own(flow, sent))),
-            Cell::new(by(ends::peer(flow, sent))),
+            Cell::new(by(own)),
+            Cell::new(by(peer)),
             Cell::new(
-                ends::own(flow, sent)
-                    .filter(|own| own.pid != 0)
+                own.filter(|own| own.pid != 0)
                     .map(|own| own.pid.to_string())
                     .unwrap_or_default(),
             ),
+            Cell::new(of(own, |end| &end.workload)),
+            Cell::new(of(peer, |end| &end.workload)),
+            Cell::new(of(own, |end| &end.node)),
+            Cell::new(of(peer, |end| &end.node)),
+            Cell::new(of(peer, |end| &end.dns_name)),
+            Cell::new(ends::address(&kubernetes.ip, kubernetes.port.unwrap_or_default())),
+            Cell::new(kubernetes.attribution),
+            Cell::new(ends::address(&flow.wire_ip, flow.wire_port)),
         ]);
     }
-    table.render(None, style)
+    table
+        .without_empty(&KUBERNETES)
+        .render(None, style)
 }
 
 fn service(flow: &Flow) -> Cell {

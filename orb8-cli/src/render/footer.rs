@@ -10,18 +10,12 @@ use crate::{
     timestamp,
 };
 
-/// Totals and span of an answer of which `shown` flows were printed, a line; empty without a summary.
-pub(crate) fn totals(summary: Option<&FlowSummary>, shown: u64, sort: &str) -> String {
+/// Totals and span of an answer, a line; empty without a summary.
+pub(crate) fn totals(summary: Option<&FlowSummary>) -> String {
     let Some(summary) = summary else {
         return String::new();
     };
     let mut text = String::new();
-    if shown < summary.matched_flows {
-        text.push_str(&format!(
-            "{shown} of {} flows shown, the first by {sort} (--limit 0: all)\n",
-            summary.matched_flows
-        ));
-    }
     text.push_str(&format!(
         "{}, {}, {}",
         humanise::counted(summary.matched_flows, "flow", "flows"),
@@ -38,6 +32,11 @@ pub(crate) fn totals(summary: Option<&FlowSummary>, shown: u64, sort: &str) -> S
     }
     text.push('\n');
     text
+}
+
+/// What the reader must know, a line each.
+pub(crate) fn notes(notes: &[String]) -> String {
+    notes.iter().map(|note| format!("{}\n", sanitise::line(note))).collect()
 }
 
 /// What was lost, a line each; or that nothing was.

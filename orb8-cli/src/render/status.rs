@@ -1,6 +1,8 @@
 //! The agent's state.
 
-use orb8_proto::v1::{AgentStatus, InterfaceStatus, LedgerRow, Limit, ProgramStatus, Setting, State};
+use orb8_proto::v1::{
+    AgentStatus, InterfaceStatus, KubernetesStatus, LedgerRow, Limit, ProgramStatus, Setting, State, WatchStatus,
+};
 use prost_types::Duration;
 use serde::Serialize;
 
@@ -38,6 +40,33 @@ struct StatusRecord<'a> {
     limits: Vec<LimitRecord<'a>>,
     checks: Vec<CheckRecord<'a>>,
     settings: Vec<SettingRecord<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kubernetes: Option<KubernetesRecord<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct KubernetesRecord<'a> {
+    state: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    reason: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    server: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    source: &'a str,
+    watches: Vec<WatchRecord<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct WatchRecord<'a> {
+    resource: &'a str,
+    state: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    reason: &'a str,
+    objects: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    age_seconds: Option<f64>,
+    events: u64,
+    restarts: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -126,11 +155,12 @@ pub(crate) fn json(status: &AgentStatus) -> anyhow::Result<String> {
         limits: status.limits.iter().map(limit).collect(),
         checks: checks::records(&status.checks),
         settings: status.settings.iter().map(setting).collect(),
+        kubernetes: status.kubernetes.as_ref().map(kubernetes_record),
     })
 }
 
 /// Tables: what is attached, what is bounded, what was lost.
-pub(crate) fn text(status: &AgentStatus, style: &Style) -> String {
+pub(crate) fn text(status: &AgentStatus, losses: &Losses, style: &Style) -> String {
     let mut text = format!(
         "orb8-agent {} on {}, kernel {}; up {}, history from {}\n{} active; memory {} + {} in eBPF maps; CPU {}\n",
         sanitise::line(&status.version),
@@ -143,7 +173,11 @@ pub(crate) fn text(status: &AgentStatus, style: &Style) -> String {
         humanise::bytes(status.map_bytes),
         humanise::seconds(seconds(status.cpu.as_ref())),
     );
+    if let Some(kubernetes) = &status.kubernetes {
+        text.push_str(&kubernetes_line(kubernetes));
+    }
     for (title, table) in [
+        ("Cluster", status.kubernetes.as_ref().and_then(watches)),
         ("Programs", programs(&status.programs)),
         ("Interfaces", interfaces(&status.interfaces)),
         ("Limits", limits(&status.limits)),
@@ -168,8 +202,108 @@ pub(crate) fn text(status: &AgentStatus, style: &Style) -> String {
         text.push_str(&checks::text(&troubles, style));
     }
     text.push('\n');
-    text.push_str(&footer::losses(&Losses::of_ledger(&status.ledger), style));
+    text.push_str(&footer::losses(losses, style));
     text
+}
+
+/// A line an agent: is it up, what does it know, what did it lose.
+pub(crate) fn overview(answers: &[(String, AgentStatus)], losses: &Losses, style: &Style) -> String {
+    let mut table = Table::new([
+        Column::workload("AGENT", 10),
+        Column::text("VERSION"),
+        Column::text("UP"),
+        Column::number("FLOWS"),
+        Column::number("MEMORY"),
+        Column::number("MAPS"),
+        Column::text("CLUSTER"),
+        Column::text("PROGRAMS"),
+        Column::number("LOST"),
+    ]);
+    for (name, status) in answers {
+        let failed = status.programs.iter().filter(|program| program.state() == State::Failed).count();
+        let lost = status.ledger.iter().map(|row| row.lost).fold(0, u64::saturating_add);
+        table.row([
+            Cell::new(if status.node.is_empty() { name } else { &status.node }),
+            Cell::new(&status.version),
+            Cell::new(humanise::seconds(seconds(status.uptime.as_ref()))),
+            Cell::new(humanise::count(status.flows_active)),
+            Cell::new(humanise::bytes(status.rss_bytes)),
+            Cell::new(humanise::bytes(status.map_bytes)),
+            status.kubernetes.as_ref().map(|kubernetes| state(kubernetes.state())).unwrap_or_default(),
+            match failed {
+                0 => Cell::toned("ok", Tone::Good),
+                n => Cell::toned(format!("{n} failed"), Tone::Bad),
+            },
+            Cell::toned(lost.to_string(), if lost > 0 { Tone::Bad } else { Tone::Plain }),
+        ]);
+    }
+    format!(
+        "{}\n{}{}",
+        table.render(Some(style.width), style),
+        "`orb8 status --node NAME` (or one --agent) tells more of one.\n",
+        footer::losses(losses, style)
+    )
+}
+
+/// Whether the agent knows the cluster, and from where.
+fn kubernetes_line(kubernetes: &KubernetesStatus) -> String {
+    let mut text = format!("cluster: {}", state_name(kubernetes.state()));
+    for (word, value) in [("", &kubernetes.server), ("by ", &kubernetes.source)] {
+        if !value.is_empty() {
+            text.push_str(&format!(", {word}{}", sanitise::line(value)));
+        }
+    }
+    if !kubernetes.reason.is_empty() {
+        text.push_str(&format!(": {}", sanitise::line(&kubernetes.reason)));
+    }
+    text.push('\n');
+    text
+}
+
+fn watches(kubernetes: &KubernetesStatus) -> Option<Table> {
+    let mut table = Table::new([
+        Column::text("WATCH"),
+        Column::text("STATE"),
+        Column::number("OBJECTS"),
+        Column::number("AGE"),
+        Column::number("EVENTS"),
+        Column::number("RESTARTS"),
+        Column::name("WHY", 10),
+    ]);
+    for row in &kubernetes.watches {
+        table.row([
+            Cell::new(&row.resource),
+            state(row.state()),
+            Cell::new(humanise::count(row.objects)),
+            Cell::new(row.age.map(|age| humanise::seconds(seconds(Some(&age)))).unwrap_or_else(|| "never".to_owned())),
+            Cell::new(humanise::count(row.events)),
+            Cell::new(humanise::count(row.restarts)),
+            Cell::new(&row.reason),
+        ]);
+    }
+    (!kubernetes.watches.is_empty()).then_some(table)
+}
+
+fn kubernetes_record(kubernetes: &KubernetesStatus) -> KubernetesRecord<'_> {
+    KubernetesRecord {
+        state: state_name(kubernetes.state()),
+        reason: &kubernetes.reason,
+        server: &kubernetes.server,
+        source: &kubernetes.source,
+        watches: kubernetes.watches.iter().map(watch).collect(),
+    }
+}
+
+fn watch(row: &WatchStatus) -> WatchRecord<'_> {
+    WatchRecord {
+        resource: &row.resource,
+        state: state_name(row.state()),
+        reason: &row.reason,
+        objects: row.objects,
+        age_seconds: row.age.as_ref().map(|age| seconds(Some(age))),
+        events: row.events,
+        restarts: row.restarts,
+    }
 }
 
 fn programs(rows: &[ProgramStatus]) -> Option<Table> {

@@ -23,15 +23,26 @@ pub(crate) struct Column {
     align: Align,
     /// Least width in a table that must fit; `None`: never cut.
     min: Option<usize>,
+    /// Whether what is cut keeps its end: of pods' names, the beginning says what it is and the end which one.
+    keeps_end: bool,
 }
 
 impl Column {
+    /// A column of workloads' names, cut in the middle to no less than `min` where the table must fit.
+    pub(crate) const fn workload(title: &'static str, min: usize) -> Self {
+        Self {
+            keeps_end: true,
+            ..Self::name(title, min)
+        }
+    }
+
     /// A column of names, cut to no less than `min` where the table must fit.
     pub(crate) const fn name(title: &'static str, min: usize) -> Self {
         Self {
             title,
             align: Align::Left,
             min: Some(min),
+            keeps_end: false,
         }
     }
 
@@ -41,6 +52,7 @@ impl Column {
             title,
             align: Align::Left,
             min: None,
+            keeps_end: false,
         }
     }
 
@@ -50,6 +62,7 @@ impl Column {
             title,
             align: Align::Right,
             min: None,
+            keeps_end: false,
         }
     }
 }
@@ -89,6 +102,20 @@ impl Table {
         }
     }
 
+    /// Leaves out columns of these titles that have no value in any row, so that names have more room.
+    pub(crate) fn without_empty(mut self, titles: &[&str]) -> Self {
+        for index in (0..self.columns.len()).rev() {
+            let empty = self.rows.iter().all(|row| row[index].text.is_empty());
+            if empty && titles.contains(&self.columns[index].title) {
+                self.columns.remove(index);
+                for row in &mut self.rows {
+                    row.remove(index);
+                }
+            }
+        }
+        self
+    }
+
     /// Adds a row, which has a cell for each column.
     pub(crate) fn row(&mut self, cells: impl Into<Vec<Cell>>) {
         let mut cells = cells.into();
@@ -115,7 +142,11 @@ impl Table {
         // Spaces are put off, so that no line ends in them.
         let mut pending = 0;
         for (index, ((column, cell), &width)) in self.columns.iter().zip(row).zip(widths).enumerate() {
-            let shown = fit(&cell.text, width, style.ellipsis());
+            let shown = if column.keeps_end {
+                fit_ends(&cell.text, width, style.ellipsis())
+            } else {
+                fit(&cell.text, width, style.ellipsis())
+            };
             let pad = width.saturating_sub(shown.width());
             pending += if index > 0 { self.gap(index) } else { 0 };
             if column.align == Align::Right {
@@ -168,6 +199,32 @@ impl Table {
     }
 }
 
+/// Characters that are kept of a name's end: `-x2x4k`.
+const TAIL: usize = 6;
+/// Least width of which a part is given to the end.
+const TAIL_FROM: usize = 13;
+
+/// `text`, cut in its middle with an ellipsis to at most `width` columns; narrow ones as [`fit`] does it.
+pub(crate) fn fit_ends(text: &str, width: usize, ellipsis: char) -> String {
+    if text.width() <= width || width < TAIL_FROM {
+        return fit(text, width, ellipsis);
+    }
+    let mut used = 0;
+    let mut tail: Vec<char> = text
+        .chars()
+        .rev()
+        .take_while(|c| {
+            used += c.width().unwrap_or_default();
+            used <= TAIL
+        })
+        .collect();
+    tail.reverse();
+    let tail: String = tail.into_iter().collect();
+    let mut cut = fit(text, width - tail.width(), ellipsis);
+    cut.push_str(&tail);
+    cut
+}
+
 /// `text`, cut with an ellipsis to at most `width` columns.
 pub(crate) fn fit(text: &str, width: usize, ellipsis: char) -> String {
     if text.width() <= width {
@@ -208,6 +265,13 @@ mod tests {
         assert_eq!(table.render(Some(14), &STYLE), "A       B    N\nabcde…  xy  12\n");
     }
 
+    #[test]
+    fn pods_keep_their_beginning_and_their_end() {
+        assert_eq!(fit_ends("shop/cart-7d9f8b6c5d-x2x4k", 16, '…'), "shop/cart…-x2x4k");
+        assert_eq!(fit_ends("shop/cart-0", 16, '…'), "shop/cart-0");
+        assert_eq!(fit_ends("shop/cart-7d9f8b6c5d-x2x4k", 10, '…'), "shop/cart…");
+    }
+
     proptest! {
         #[test]
         fn fits_where_names_may_shrink(a in any::<String>(), b in any::<String>(), n in any::<u16>()) {
@@ -222,6 +286,7 @@ mod tests {
         #[test]
         fn cut_text_is_no_wider(text in any::<String>(), width in 0_usize..40) {
             prop_assert!(fit(&sanitise::line(&text), width, '…').width() <= width);
+            prop_assert!(fit_ends(&sanitise::line(&text), width, '…').width() <= width);
         }
     }
 }

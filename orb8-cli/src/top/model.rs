@@ -8,10 +8,10 @@ use std::{
     collections::{HashMap, VecDeque},
 };
 
-use orb8_proto::v1::{Flow, FlowSummary};
+use orb8_proto::v1::Flow;
 use prost_types::Timestamp;
 
-use crate::{args::TopSort, ends, ledger::Losses, timestamp};
+use crate::{args::TopSort, ends, ledger::Losses, query::End, timestamp};
 
 /// Refreshes that a sparkline shows, and after which an idle entry goes.
 pub(crate) const HISTORY: usize = 60;
@@ -209,6 +209,8 @@ pub(crate) struct Model {
     /// Flows of the last interval.
     pub(crate) flows: u64,
     pub(crate) losses: Option<Losses>,
+    /// What the reader must know of all answers.
+    pub(crate) note: Option<String>,
     /// Why the last refresh failed, while it does.
     pub(crate) trouble: Option<String>,
 }
@@ -222,13 +224,9 @@ impl Model {
     }
 
     /// Takes one interval's flows. An answer that covers no new time changes no rate.
-    pub(crate) fn refresh(
-        &mut self,
-        interval: Interval,
-        summary: Option<&FlowSummary>,
-        fallback_seconds: f64,
-    ) {
-        self.losses = Some(Losses::of_answer(summary));
+    pub(crate) fn refresh(&mut self, interval: Interval, end: End, fallback_seconds: f64) {
+        self.losses = Some(end.losses);
+        let summary = end.summary.as_ref();
         self.trouble = None;
         let from = self.to.or_else(|| summary.and_then(|summary| summary.from));
         let to = summary.and_then(|summary| summary.to);
@@ -417,7 +415,7 @@ impl Owner {
 
 #[cfg(test)]
 mod tests {
-    use orb8_proto::v1::{Direction, Endpoint};
+    use orb8_proto::v1::{Direction, Endpoint, FlowSummary};
 
     use super::*;
 
@@ -442,19 +440,24 @@ mod tests {
         }
     }
 
-    fn summary(from: i64, to: i64) -> FlowSummary {
+    fn end_of(from: i64, to: i64) -> End {
         let at = |seconds| Some(Timestamp { seconds, nanos: 0 });
-        FlowSummary {
-            from: at(from),
-            to: at(to),
-            ..FlowSummary::default()
+        End {
+            summary: Some(FlowSummary {
+                from: at(from),
+                to: at(to),
+                ..FlowSummary::default()
+            }),
+            settled: at(to),
+            losses: Losses::default(),
+            cursor: crate::query::Cursor::default(),
         }
     }
 
     fn refreshed(model: &mut Model, flows: &[Flow], from: i64, to: i64) {
         let mut interval = Interval::default();
         flows.iter().for_each(|flow| interval.add(flow));
-        model.refresh(interval, Some(&summary(from, to)), 1.0);
+        model.refresh(interval, end_of(from, to), 1.0);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
 /// Owners by rate, below the time until which they were counted.
 pub(crate) fn render(model: &Model, style: &Style) -> String {
     let mut table = Table::new([
-        Column::name("OWNER", 10),
+        Column::workload("OWNER", 10),
         Column::number("SENT/s"),
         Column::number("RECV/s"),
         Column::number("PKT/s"),
@@ -41,10 +41,11 @@ pub(crate) fn render(model: &Model, style: &Style) -> String {
     }
     let unknown = Losses::of_answer(None);
     format!(
-        "--- {} ({})\n{}{}",
+        "--- {} ({})\n{}{}{}",
         timestamp::date_clock(model.to.as_ref()),
         humanise::seconds(model.seconds),
         table.render(Some(style.width), style),
+        footer::notes(model.note.as_slice()),
         footer::losses(model.losses.as_ref().unwrap_or(&unknown), style),
     )
 }

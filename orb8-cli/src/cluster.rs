@@ -1,0 +1,441 @@
+//! The agents of a Kubernetes cluster, reached as `kubectl port-forward` does it: through the API server, with the
+//! rights of the user's kubeconfig. Nothing has to listen outside of the cluster.
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Config,
+    api::ListParams,
+    client::UpgradeConnectionError,
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
+};
+use tokio::io::DuplexStream;
+use tonic::transport::Endpoint;
+
+use crate::{
+    args::ClusterArgs,
+    exit::Usage,
+    fleet::{Fleet, Member, Trouble, innermost},
+};
+
+/// Label of the agents' pods, as `deploy/` sets it.
+const SELECTOR: &str = "app.kubernetes.io/name=orb8-agent";
+/// Where the agents are looked for first.
+const NAMESPACE: &str = "orb8";
+/// Port of an agent in its pod.
+const PORT: u16 = 9090;
+/// How long connecting to the API server takes at most.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the API server may take to list the agents.
+const LIST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the cluster's agents can't be asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClusterError {
+    /// There is no kubeconfig, or none that names a context: not a cluster's user.
+    #[error("there is no kubeconfig with a current context")]
+    NoContext,
+    /// The kubeconfig makes no sense.
+    #[error("reading the kubeconfig: {0}")]
+    Config(String),
+    /// The API server does not answer.
+    #[error("the API server of context '{context}' ({server}) can't be asked: {why}")]
+    Unreachable {
+        context: String,
+        server: String,
+        why: String,
+    },
+    /// The user may not.
+    #[error(
+        "the API server of context '{context}' does not let you {what}: reaching the agents needs the rights to \
+         list pods and to create pods/portforward in their namespace (`kubectl auth can-i create \
+         pods/portforward -n {namespace}`); if they are in another one, name it with --agent-namespace"
+    )]
+    Forbidden {
+        context: String,
+        what: String,
+        namespace: String,
+    },
+    /// No agent runs there.
+    #[error(
+        "no agent runs in the cluster of context '{context}' (looked for pods labelled {SELECTOR} in {looked}): \
+         install it (`kubectl apply -k deploy/`), or say where it is with --agent-namespace"
+    )]
+    NoAgents { context: String, looked: String },
+    /// `--node` names a node without an agent.
+    #[error("no agent runs on node {missing}: agents are on {nodes}")]
+    NoSuchNode { missing: String, nodes: String },
+}
+
+impl ClusterError {
+    /// Whether the cluster is no help, and something else may be tried.
+    pub(crate) const fn is_absence(&self) -> bool {
+        matches!(
+            self,
+            Self::NoContext | Self::Unreachable { .. } | Self::NoAgents { .. } | Self::Config(_)
+        )
+    }
+}
+
+/// Finds the agents, and prepares a connection to each. Connections are made when they are needed.
+///
+/// # Errors
+/// [`ClusterError`], or bad usage.
+pub(crate) async fn find(args: &ClusterArgs) -> anyhow::Result<Fleet> {
+    let (config, context) = config(args).await?;
+    let server = config.cluster_url.to_string();
+    let namespace = config.default_namespace.clone();
+    let unreachable = |why: String| ClusterError::Unreachable {
+        context: context.clone(),
+        server: server.clone(),
+        why,
+    };
+    let client = kube::Client::try_from(config).map_err(|error| unreachable(innermost(&error)))?;
+    let (pods, looked) = tokio::time::timeout(LIST_TIMEOUT, list(&client, args.agent_namespace.as_deref()))
+        .await
+        .map_err(|_| unreachable(format!("no answer within {} s", LIST_TIMEOUT.as_secs())))?
+        .map_err(|(error, namespace)| match status_of(&error) {
+            Some(401) => unreachable("it does not know you (401): log in anew".to_owned()),
+            Some(403) => ClusterError::Forbidden {
+                context: context.clone(),
+                what: "list pods".to_owned(),
+                namespace: namespace.unwrap_or_else(|| NAMESPACE.to_owned()),
+            },
+            _ => unreachable(why(&error)),
+        })?;
+    let mut agents = by_node(pods);
+    if agents.is_empty() {
+        return Err(ClusterError::NoAgents { context, looked }.into());
+    }
+    if !args.node.is_empty() {
+        if let Some(missing) = args.node.iter().find(|node| !agents.contains_key(*node)) {
+            let nodes: Vec<&str> = agents.keys().map(String::as_str).take(10).collect();
+            let error = ClusterError::NoSuchNode {
+                missing: missing.clone(),
+                nodes: nodes.join(", "),
+            };
+            return Err(Usage(error.to_string()).into());
+        }
+        agents.retain(|node, _| args.node.contains(node));
+    }
+    let mut members = Vec::new();
+    let mut missing = Vec::new();
+    for (node, agent) in agents {
+        match agent.trouble() {
+            Some(why) => missing.push((format!("node {node}"), why)),
+            None => members.push(member(&client, &node, agent, &context)),
+        }
+    }
+    if members.is_empty() {
+        let told: Vec<String> = missing.iter().take(3).map(|(node, why)| format!("{node}: {why}")).collect();
+        return Err(unreachable(format!("no agent runs ({})", told.join("; "))).into());
+    }
+    Ok(Fleet::many(members, missing, format!("context {context}")).in_namespace(namespace))
+}
+
+/// The configuration and the name of its context.
+async fn config(args: &ClusterArgs) -> Result<(Config, String), ClusterError> {
+    let told = |error: &KubeconfigError| ClusterError::Config(chain(error));
+    let kubeconfig = match args.kubeconfig.as_deref() {
+        Some(path) => Kubeconfig::read_from(path).map_err(|error| told(&error))?,
+        None => default_kubeconfig().map_err(|error| told(&error))?.ok_or(ClusterError::NoContext)?,
+    };
+    let context = args
+        .context
+        .clone()
+        .or_else(|| kubeconfig.current_context.clone())
+        .filter(|context| !context.is_empty())
+        .ok_or(ClusterError::NoContext)?;
+    let options = KubeConfigOptions {
+        context: Some(context.clone()),
+        ..KubeConfigOptions::default()
+    };
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options)
+        .await
+        .map_err(|error| told(&error))?;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    // A stream of events may be silent for long.
+    config.read_timeout = None;
+    Ok((config, context))
+}
+
+/// `$KUBECONFIG`, else `~/.kube/config` if it is there.
+fn default_kubeconfig() -> Result<Option<Kubeconfig>, KubeconfigError> {
+    let named = std::env::var_os("KUBECONFIG").is_some_and(|value| !value.is_empty());
+    let home = std::env::home_dir();
+    if !named && !home.is_some_and(|home| Path::new(&home).join(".kube/config").exists()) {
+        return Ok(None);
+    }
+    Kubeconfig::read().map(Some)
+}
+
+/// Pods of agents, and where they were looked for; or the error, and in which namespace.
+async fn list(
+    client: &kube::Client,
+    namespace: Option<&str>,
+) -> Result<(Vec<Pod>, String), (kube::Error, Option<String>)> {
+    let params = ListParams::default().labels(SELECTOR);
+    if let Some(namespace) = namespace {
+        let pods = Api::<Pod>::namespaced(client.clone(), namespace)
+            .list(&params)
+            .await
+            .map_err(|error| (error, Some(namespace.to_owned())))?;
+        return Ok((pods.items, format!("namespace {namespace}")));
+    }
+    let own = Api::<Pod>::namespaced(client.clone(), NAMESPACE).list(&params).await;
+    match own {
+        Ok(pods) if !pods.items.is_empty() => return Ok((pods.items, String::new())),
+        Ok(_) => {}
+        // Who may not look there may be let to look elsewhere.
+        Err(error) if status_of(&error) == Some(403) => {}
+        Err(error) => return Err((error, None)),
+    }
+    match Api::<Pod>::all(client.clone()).list(&params).await {
+        Ok(pods) => Ok((pods.items, "all namespaces".to_owned())),
+        Err(error) => Err((error, None)),
+    }
+}
+
+/// One agent's pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct AgentPod {
+    namespace: String,
+    name: String,
+    phase: String,
+    ready: bool,
+    leaving: bool,
+}
+
+impl AgentPod {
+    fn of(pod: Pod) -> Self {
+        let status = pod.status.unwrap_or_default();
+        Self {
+            namespace: pod.metadata.namespace.unwrap_or_default(),
+            name: pod.metadata.name.unwrap_or_default(),
+            ready: status
+                .conditions
+                .unwrap_or_default()
+                .iter()
+                .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+            phase: status.phase.unwrap_or_default(),
+            leaving: pod.metadata.deletion_timestamp.is_some(),
+        }
+    }
+
+    /// The higher, the more likely it answers.
+    fn rank(&self) -> (bool, bool, bool) {
+        (self.phase == "Running", !self.leaving, self.ready)
+    }
+
+    /// Why it can't be asked.
+    fn trouble(&self) -> Option<String> {
+        (self.phase != "Running").then(|| {
+            format!(
+                "its agent, pod {}/{}, is {}",
+                self.namespace, self.name, self.phase
+            )
+        })
+    }
+}
+
+/// The best agent of each node, by node's name. A pod that is on no node yet is no node's agent.
+fn by_node(pods: Vec<Pod>) -> BTreeMap<String, AgentPod> {
+    let mut agents: BTreeMap<String, AgentPod> = BTreeMap::new();
+    for pod in pods {
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+        let Some(node) = node.filter(|node| !node.is_empty()) else {
+            continue;
+        };
+        let agent = AgentPod::of(pod);
+        match agents.get(&node) {
+            Some(other) if other.rank() >= agent.rank() => {}
+            _ => drop(agents.insert(node, agent)),
+        }
+    }
+    agents
+}
+
+fn member(client: &kube::Client, node: &str, agent: AgentPod, context: &str) -> Member {
+    let trouble = Trouble::default();
+    let title = format!("the agent of node {node} (pod {}/{})", agent.namespace, agent.name);
+    let way = Way {
+        pods: Api::namespaced(client.clone(), &agent.namespace),
+        node: node.to_owned(),
+        agent: agent.name,
+        namespace: agent.namespace,
+        context: context.to_owned(),
+        trouble: trouble.clone(),
+    };
+    let channel = Endpoint::from_static("http://agent.orb8")
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .connect_with_connector_lazy(tower::service_fn(move |_| {
+            let way = way.clone();
+            async move { way.connect().await.map(TokioIo::new).map_err(std::io::Error::other) }
+        }));
+    Member::new(channel, format!("node {node}"), title).with_deadline(trouble)
+}
+
+/// How to get to one node's agent.
+#[derive(Clone)]
+struct Way {
+    pods: Api<Pod>,
+    node: String,
+    agent: String,
+    namespace: String,
+    context: String,
+    trouble: Trouble,
+}
+
+impl Way {
+    /// A stream to the agent's port. If its pod is gone, to the one that took its place.
+    async fn connect(&self) -> Result<DuplexStream, String> {
+        self.trouble.set(None);
+        match self.forward(&self.agent).await {
+            Err(error) if status_of(&error) == Some(404) => {}
+            result => return result.map_err(|error| self.explain(&error)),
+        }
+        let params = ListParams::default()
+            .labels(SELECTOR)
+            .fields(&format!("spec.nodeName={}", self.node));
+        let pods = self.pods.list(&params).await.map_err(|error| self.explain(&error))?;
+        let agent = by_node(pods.items)
+            .remove(&self.node)
+            .ok_or_else(|| format!("its agent, pod {}/{}, is gone", self.namespace, self.agent))?;
+        if let Some(trouble) = agent.trouble() {
+            return Err(trouble);
+        }
+        self.forward(&agent.name).await.map_err(|error| self.explain(&error))
+    }
+
+    async fn forward(&self, pod: &str) -> Result<DuplexStream, kube::Error> {
+        let mut forwarder = self.pods.portforward(pod, &[PORT]).await?;
+        if let Some(error) = forwarder.take_error(PORT) {
+            let (trouble, pod) = (self.trouble.clone(), format!("{}/{pod}", self.namespace));
+            tokio::spawn(async move {
+                if let Some(error) = error.await {
+                    trouble.set(Some(format!("port {PORT} of pod {pod} can't be reached: {}", error.trim())));
+                }
+            });
+        }
+        forwarder
+            .take_stream(PORT)
+            .ok_or(kube::Error::UpgradeConnection(UpgradeConnectionError::MissingUpgradeWebSocketHeader))
+    }
+
+    fn explain(&self, error: &kube::Error) -> String {
+        if status_of(error) == Some(403) {
+            return ClusterError::Forbidden {
+                context: self.context.clone(),
+                what: "forward a port to the agent's pod".to_owned(),
+                namespace: self.namespace.clone(),
+            }
+            .to_string();
+        }
+        why(error)
+    }
+}
+
+/// The HTTP status that the API server answered with, if it did.
+fn status_of(error: &kube::Error) -> Option<u16> {
+    match error {
+        kube::Error::Api(status) => Some(status.code),
+        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(status)) => Some(status.as_u16()),
+        _ => None,
+    }
+}
+
+fn why(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        error => innermost(error),
+    }
+}
+
+/// An error with its causes, each once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::{
+        api::core::v1::{PodCondition, PodSpec, PodStatus},
+        apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+        jiff,
+    };
+
+    use super::*;
+
+    fn pod(name: &str, node: Option<&str>, phase: &str, ready: bool, leaving: bool) -> Pod {
+        Pod {
+            metadata: ObjectMeta {
+                name: Some(name.into()),
+                namespace: Some("orb8".into()),
+                deletion_timestamp: leaving.then(|| Time(jiff::Timestamp::UNIX_EPOCH)),
+                ..ObjectMeta::default()
+            },
+            spec: Some(PodSpec {
+                node_name: node.map(str::to_owned),
+                ..PodSpec::default()
+            }),
+            status: Some(PodStatus {
+                phase: Some(phase.into()),
+                conditions: Some(vec![PodCondition {
+                    type_: "Ready".into(),
+                    status: if ready { "True" } else { "False" }.into(),
+                    ..PodCondition::default()
+                }]),
+                ..PodStatus::default()
+            }),
+        }
+    }
+
+    #[test]
+    fn the_pod_that_most_likely_answers_is_the_node_s_agent() {
+        let agents = by_node(vec![
+            pod("old", Some("n1"), "Running", true, true),
+            pod("new", Some("n1"), "Running", true, false),
+            pod("starting", Some("n1"), "Pending", false, false),
+            pod("unready", Some("n2"), "Running", false, false),
+            pod("waiting", Some("n3"), "Pending", false, false),
+            pod("nowhere", None, "Pending", false, false),
+            Pod::default(),
+        ]);
+        let names: Vec<_> = agents.iter().map(|(node, agent)| (&**node, &*agent.name)).collect();
+        assert_eq!(names, [("n1", "new"), ("n2", "unready"), ("n3", "waiting")]);
+        assert_eq!(agents["n2"].trouble(), None);
+        assert_eq!(
+            agents["n3"].trouble().unwrap(),
+            "its agent, pod orb8/waiting, is Pending"
+        );
+    }
+
+    #[test]
+    fn errors_say_what_was_tried_and_what_to_do() {
+        let forbidden = ClusterError::Forbidden {
+            context: "c".into(),
+            what: "list pods".into(),
+            namespace: "orb8".into(),
+        };
+        assert!(!forbidden.is_absence());
+        let text = forbidden.to_string();
+        assert!(text.contains("kubectl auth can-i create pods/portforward -n orb8"), "{text}");
+        let none = ClusterError::NoAgents {
+            context: "c".into(),
+            looked: "all namespaces".into(),
+        };
+        assert!(none.is_absence() && none.to_string().contains("kubectl apply -k deploy/"));
+    }
+}
