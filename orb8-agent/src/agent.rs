@@ -24,7 +24,7 @@ use tokio::{
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     core::{Core, DrainCounts, LimitSettings, Store, lock},
@@ -58,6 +58,8 @@ use crate::{
 const OWNERS: usize = 65_536;
 /// What stopping may take; then it ends without waiting.
 const STOP_TIME: Duration = Duration::from_millis(1500);
+/// How often connection tracking's notifications are taken: their queue holds some 6,000 translated connections.
+const TRANSLATIONS: Duration = Duration::from_millis(200);
 /// Bytes in flight on an in-memory connection.
 const DUPLEX_BYTES: usize = 256 << 10;
 
@@ -324,6 +326,11 @@ impl Agent {
                 .tasks
                 .push(tokio::spawn(meet_newcomers(core.clone(), arrival, stop.clone())));
         }
+        if settings.conntrack {
+            agent
+                .tasks
+                .push(tokio::spawn(follow_translations(core.clone(), stop.clone())));
+        }
         if !member {
             agent
                 .tasks
@@ -427,6 +434,24 @@ fn open_conntrack(settings: &Settings) -> Option<Conntrack> {
         })
         .ok()
         .flatten()
+}
+
+/// Takes connection tracking's notifications in before their queue overruns.
+async fn follow_translations(core: Arc<Core>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(TRANSLATIONS);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let Some(conntrack) = &mut lock(&core.names).conntrack else {
+            return;
+        };
+        if let Err(error) = conntrack.refresh(Instant::now()) {
+            debug!(%error, "translations are not up to date");
+        }
+    }
 }
 
 /// Looks at containers as they come, so that each is known before its first packets are drained.

@@ -166,7 +166,7 @@ struct Caches {
     /// By cgroup and process.
     sockets: HashMap<(u64, u32), OwnerId>,
     /// By cgroup, protocol and local address, of sockets whose process the kernel does not know.
-    locals: HashMap<(u64, u8, [u8; 16], u16), OwnerId>,
+    locals: HashMap<(u64, u8, IpAddr, u16), OwnerId>,
     /// By ownership of an address.
     pods: HashMap<u64, OwnerId>,
     /// By address, and port and observation point where these matter.
@@ -266,8 +266,8 @@ impl Enricher {
                     .fetch_add(counters.frames(), Ordering::Relaxed);
                 continue;
             }
-            let (owner, direction, point) = resolver.reporter(&key, &counters);
             let via = resolver.names.via(&key, true);
+            let (owner, direction, point) = resolver.reporter(&key, &counters, via.as_ref());
             let (peer, peer_kind) = resolver.peer(&key, direction, via.as_ref(), counters.last_ns);
             let Store { history, owners } = &mut *store;
             let via = via.map_or(ViaId::STRAIGHT, |via| history.via(via));
@@ -326,7 +326,7 @@ impl EpochSink for Enricher {
             processes: &self.processes,
             caches: &mut self.caches,
         };
-        let (owner, direction, point) = resolver.reporter(&at, counters);
+        let (owner, direction, point) = resolver.reporter(&at, counters, None);
         store
             .history
             .add_remainder(key, counters, owner, direction, point);
@@ -350,10 +350,23 @@ struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    fn reporter(&mut self, key: &FlowKey, counters: &FlowCounters) -> (OwnerId, Direction, PointId) {
+    fn reporter(
+        &mut self,
+        key: &FlowKey,
+        counters: &FlowCounters,
+        via: Option<&Via>,
+    ) -> (OwnerId, Direction, PointId) {
         if key.kind & kind::SOCKET != 0 {
+            // The socket's own address is not what its packets carry where they are translated on the way to the hook.
+            let local = if key.kind & kind::EGRESS != 0 {
+                let real = via.and_then(|via| via.src);
+                real.unwrap_or_else(|| (ip(&key.src), key.sport))
+            } else {
+                let real = via.and_then(|via| via.dst);
+                real.unwrap_or_else(|| (ip(&key.dst), key.dport))
+            };
             return (
-                self.socket(key, counters.tgid),
+                self.socket(key, counters.tgid, local),
                 Direction::of(key.kind, false),
                 PointId::UNNAMED,
             );
@@ -371,16 +384,11 @@ impl Resolver<'_> {
         (point.owner_id, Direction::of(key.kind, point.is_inverted()), id)
     }
 
-    fn socket(&mut self, key: &FlowKey, tgid: u32) -> OwnerId {
+    fn socket(&mut self, key: &FlowKey, tgid: u32, (address, port): (IpAddr, u16)) -> OwnerId {
         if let Some(&id) = self.caches.sockets.get(&(key.point, tgid)) {
             return id;
         }
-        let (address, port) = if key.kind & kind::EGRESS != 0 {
-            (&key.src, key.sport)
-        } else {
-            (&key.dst, key.dport)
-        };
-        let local = (key.point, key.protocol, *address, port);
+        let local = (key.point, key.protocol, address, port);
         if tgid == 0
             && let Some(&id) = self.caches.locals.get(&local)
         {
@@ -392,7 +400,7 @@ impl Resolver<'_> {
             .map(|comm| comm.0);
         let owner =
             self.names
-                .socket_owner(key.point, tgid, comm, Some((key.protocol, ip(address), port)));
+                .socket_owner(key.point, tgid, comm, Some((key.protocol, address, port)));
         let by_cgroup = !owner.unit.is_empty() || !owner.container.is_empty() || owner.pod.is_some();
         let id = self.store.owners.intern(owner);
         if tgid != 0 || by_cgroup {

@@ -19,8 +19,11 @@ use sha2::{Digest as _, Sha256};
 const NAME: &str = "ghcr.io/orb8/orb8-agent";
 /// Compressed, as a registry stores it.
 const MAX_BYTES: usize = 25 << 20;
-/// The programs in it; the first one is what it runs.
-const PROGRAMS: [&str; 2] = ["orb8-agent", "orb8"];
+/// The packages and programs in it; the first one is what it runs.
+const PROGRAMS: &[(&str, &str)] = &[("orb8-agent", "orb8-agent"), ("orb8-cli", "orb8")];
+/// The same of the image that the end-to-end tests run.
+const WORKLOAD: &[(&str, &str)] = &[("orb8-e2e", "orb8-traffic")];
+const WORKLOAD_NAME: &str = "ghcr.io/orb8/orb8-traffic:dev";
 
 /// Processors that the image is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -70,12 +73,15 @@ pub(crate) struct Options {
     /// Processor that the image is for.
     #[arg(long, value_enum, default_value = "amd64")]
     arch: Arch,
-    /// The archive; made anew.
-    #[arg(long, value_name = "FILE", default_value = "target/orb8-agent-image.tar")]
-    out: PathBuf,
-    /// Name of the image.
-    #[arg(long, value_name = "NAME:TAG", default_value = concat!("ghcr.io/orb8/orb8-agent:", env!("CARGO_PKG_VERSION")))]
-    name: String,
+    /// The archive, made anew [default: target/orb8-agent-image.tar, with --workload target/orb8-traffic-image.tar]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Name of the image [default: the one in deploy/]
+    #[arg(long, value_name = "NAME:TAG")]
+    name: Option<String>,
+    /// Make the image that the end-to-end tests run as their workload instead.
+    #[arg(long)]
+    workload: bool,
 }
 
 /// Builds the programs and the image.
@@ -86,22 +92,29 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .context("xtask has no parent directory")?;
+    let (programs, name, out) = if options.workload {
+        (WORKLOAD, WORKLOAD_NAME.to_owned(), "target/orb8-traffic-image.tar")
+    } else {
+        let name = format!("{NAME}:{}", env!("CARGO_PKG_VERSION"));
+        (PROGRAMS, name, "target/orb8-agent-image.tar")
+    };
+    let name = options.name.clone().unwrap_or(name);
+    let out = options.out.clone().unwrap_or_else(|| root.join(out));
     ensure!(
-        options.name.split_once(':').is_some_and(|(name, tag)| !name.is_empty() && !tag.is_empty()),
+        name.split_once(':').is_some_and(|(name, tag)| !name.is_empty() && !tag.is_empty()),
         "--name {}: NAME:TAG is needed, such as {NAME}:dev",
-        options.name
+        name
     );
-    let binaries = build(root, options.arch)?;
-    let archive = archive(&binaries, options.arch, &options.name)?;
-    if let Some(parent) = options.out.parent() {
+    let binaries = build(root, options.arch, programs)?;
+    let archive = archive(&binaries, options.arch, &name)?;
+    if let Some(parent) = out.parent() {
         fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     }
-    fs::write(&options.out, &archive.bytes)
-        .with_context(|| format!("cannot write {}", options.out.display()))?;
+    fs::write(&out, &archive.bytes).with_context(|| format!("cannot write {}", out.display()))?;
     println!(
         "{}: {} for {}, {:.1} MiB ({:.1} MiB unpacked), {}",
-        options.out.display(),
-        options.name,
+        out.display(),
+        name,
         options.arch.oci(),
         mib(archive.layer_bytes),
         mib(archive.unpacked_bytes),
@@ -115,7 +128,11 @@ fn mib(bytes: usize) -> f64 {
 }
 
 /// Builds the static programs; returns name and contents of each.
-fn build(root: &Path, arch: Arch) -> Result<Vec<(&'static str, Vec<u8>)>> {
+fn build(
+    root: &Path,
+    arch: Arch,
+    programs: &[(&'static str, &'static str)],
+) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let (environment, compiler, package) = arch.toolchain();
     ensure!(
         Command::new(compiler).arg("--version").output().is_ok(),
@@ -136,7 +153,7 @@ fn build(root: &Path, arch: Arch) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let status = Command::new(env!("CARGO"))
         .current_dir(root)
         .args(["build", "--locked", "--release", "--target", target])
-        .args(["-p", "orb8-agent", "-p", "orb8-cli"])
+        .args(programs.iter().flat_map(|(package, program)| ["-p", package, "--bin", program]))
         .envs(environment.iter().copied())
         // Nothing of where the checkout lies gets into the image.
         .env("RUSTFLAGS", format!("--remap-path-prefix={}=.", root.display()))
@@ -144,9 +161,9 @@ fn build(root: &Path, arch: Arch) -> Result<Vec<(&'static str, Vec<u8>)>> {
         .context("cannot run cargo")?;
     ensure!(status.success(), "the static programs did not build");
     let directory = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    PROGRAMS
-        .into_iter()
-        .map(|name| {
+    programs
+        .iter()
+        .map(|&(_, name)| {
             let path = directory.join(target).join("release").join(name);
             let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             Ok((name, bytes))

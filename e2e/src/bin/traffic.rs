@@ -1,0 +1,189 @@
+//! The workload of the end-to-end tests: makes known traffic and says what it made. Statically linked, of std alone, so that
+//! it can be the whole of a container image.
+
+use std::{
+    env,
+    error::Error,
+    io::{Read, Write},
+    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
+    process::ExitCode,
+    thread,
+    time::Duration,
+};
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+const USAGE: &str = "orb8-traffic serve PORT | dns PORT NAME ADDRESS | sleep SECONDS
+  udp HOST:PORT COUNT SIZE     COUNT datagrams of SIZE bytes, each after the echo of the one before
+  blind HOST:PORT COUNT SIZE   the same, without waiting for anything
+  tcp HOST:PORT BYTES          BYTES there and back
+  resolve SERVER:PORT NAME     asks for an IPv4 address
+Each prints one line of JSON.";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match arguments[..] {
+        ["serve", port] => serve(port),
+        ["dns", port, name, address] => dns(port, name, address),
+        ["sleep", seconds] => sleep(seconds),
+        ["udp", to, count, size] => udp(to, count, size, true),
+        ["blind", to, count, size] => udp(to, count, size, false),
+        ["tcp", to, bytes] => tcp(to, bytes),
+        ["resolve", server, name] => resolve(server, name),
+        _ => Err(USAGE.into()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("orb8-traffic: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn sleep(seconds: &str) -> Outcome {
+    thread::sleep(Duration::from_secs(seconds.parse()?));
+    Ok(())
+}
+
+/// Echoes datagrams and connections, IPv6 and IPv4, until it is killed.
+fn serve(port: &str) -> Outcome {
+    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port.parse()?));
+    let datagrams = UdpSocket::bind(address)?;
+    let listener = TcpListener::bind(address)?;
+    thread::spawn(move || {
+        let mut buffer = [0; 65_536];
+        while let Ok((size, from)) = datagrams.recv_from(&mut buffer) {
+            // A sender that has gone is no reason to stop.
+            let _ = datagrams.send_to(&buffer[..size], from);
+        }
+    });
+    for connection in listener.incoming() {
+        let mut connection = connection?;
+        thread::spawn(move || {
+            let mut buffer = [0; 16_384];
+            while let Ok(size @ 1..) = connection.read(&mut buffer) {
+                if connection.write_all(&buffer[..size]).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(())
+}
+
+fn first(to: &str) -> Result<SocketAddr, Box<dyn Error>> {
+    to.to_socket_addrs()?
+        .next()
+        .ok_or_else(|| format!("{to} has no address").into())
+}
+
+fn udp(to: &str, count: &str, size: &str, echoed: bool) -> Outcome {
+    let (to, count, size) = (first(to)?, count.parse::<u32>()?, size.parse::<usize>()?);
+    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+    let payload = vec![b'x'; size];
+    let mut buffer = vec![0; size + 1];
+    for number in 0..count {
+        socket.send(&payload)?;
+        if echoed && socket.recv(&mut buffer).map_err(|error| format!("echo {number}: {error}"))? != size {
+            return Err("an echo of another size".into());
+        }
+        if !echoed {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+    let local = socket.local_addr()?;
+    println!(
+        r#"{{"local":"{}","port":{},"sent":{count},"received":{},"payload":{size}}}"#,
+        local.ip(),
+        local.port(),
+        if echoed { count } else { 0 },
+    );
+    Ok(())
+}
+
+fn tcp(to: &str, bytes: &str) -> Outcome {
+    let (to, bytes) = (first(to)?, bytes.parse::<usize>()?);
+    let mut connection = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
+    connection.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let local = connection.local_addr()?;
+    let mut sender = connection.try_clone()?;
+    let writer = thread::spawn(move || {
+        let payload = vec![b'x'; 16_384];
+        let mut left = bytes;
+        while left > 0 {
+            let part = left.min(payload.len());
+            if sender.write_all(&payload[..part]).is_err() {
+                return;
+            }
+            left -= part;
+        }
+    });
+    let mut received = 0;
+    let mut buffer = [0; 16_384];
+    while received < bytes {
+        match connection.read(&mut buffer)? {
+            0 => return Err(format!("{received} of {bytes} bytes came back").into()),
+            size => received += size,
+        }
+    }
+    writer.join().map_err(|_| "the writer failed")?;
+    println!(
+        r#"{{"local":"{}","port":{},"sent":{bytes},"received":{received}}}"#,
+        local.ip(),
+        local.port()
+    );
+    Ok(())
+}
+
+/// Answers every question for `name` with `address` (RFC 1035).
+fn dns(port: &str, name: &str, address: &str) -> Outcome {
+    let socket = UdpSocket::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port.parse()?)))?;
+    let address: std::net::Ipv4Addr = address.parse()?;
+    let question = question(name);
+    let mut buffer = [0; 512];
+    loop {
+        let (size, from) = socket.recv_from(&mut buffer)?;
+        if size < 12 || buffer.get(12..12 + question.len()) != Some(&question) {
+            continue;
+        }
+        let mut answer = Vec::from(&buffer[..2]);
+        // A response without error: one question, one answer, which points to the question's name.
+        answer.extend([0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
+        answer.extend(&question);
+        answer.extend([0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+        answer.extend(address.octets());
+        socket.send_to(&answer, from)?;
+    }
+}
+
+fn question(name: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for label in name.split('.') {
+        bytes.push(label.len() as u8);
+        bytes.extend(label.as_bytes());
+    }
+    // The root; type A; class IN.
+    bytes.extend([0, 0, 1, 0, 1]);
+    bytes
+}
+
+fn resolve(server: &str, name: &str) -> Outcome {
+    let server = first(server)?;
+    let socket = UdpSocket::bind(if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+    socket.connect(server)?;
+    socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+    let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    query.extend(question(name));
+    socket.send(&query)?;
+    let mut buffer = [0; 512];
+    let size = socket.recv(&mut buffer)?;
+    let [.., a, b, c, d] = buffer[..size] else {
+        return Err("no answer".into());
+    };
+    println!(r#"{{"address":"{a}.{b}.{c}.{d}"}}"#);
+    Ok(())
+}
