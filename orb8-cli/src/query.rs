@@ -243,10 +243,11 @@ impl Source {
 
 /// One summary of all. The ledgers stay apart: what was lost is told for each.
 fn join(summaries: Vec<FlowSummary>) -> Option<FlowSummary> {
+    let nodes = summaries.len();
     let mut summaries = summaries.into_iter();
     let mut all = summaries.next()?;
     for summary in summaries {
-        all.node = format!("{}, {}", all.node, summary.node);
+        all.node = format!("{nodes} nodes");
         all.from = [all.from, summary.from].into_iter().flatten().min_by(|a, b| in_time(*a, *b));
         all.to = [all.to, summary.to].into_iter().flatten().max_by(|a, b| in_time(*a, *b));
         all.matched_flows = all.matched_flows.saturating_add(summary.matched_flows);
