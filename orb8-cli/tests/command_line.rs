@@ -71,7 +71,12 @@ fn ends_within(child: &mut Child, limit: Duration) -> Option<i32> {
 fn golden() {
     let (clean, _) = serve(Story::Clean);
     let (lossy, _) = serve(Story::Lossy);
-    for (agent, cases) in [(clean, "tests/cmd/*.trycmd"), (lossy, "tests/cmd/lossy/*.trycmd")] {
+    let (node, _) = serve(Story::ClusterOne);
+    for (agent, cases) in [
+        (clean, "tests/cmd/*.trycmd"),
+        (lossy, "tests/cmd/lossy/*.trycmd"),
+        (node, "tests/cmd/node/*.trycmd"),
+    ] {
         let tests = trycmd::TestCases::new();
         tests
             .env("ORB8_AGENT", agent.to_string())
@@ -89,10 +94,6 @@ fn golden() {
         .env("ORB8_AGENT", format!("{one},{two}"))
         .env("LC_ALL", "C.UTF-8")
         .env("COLUMNS", "100")
-        .insert_var("[ONE]", one.to_string())
-        .unwrap()
-        .insert_var("[TWO]", two.to_string())
-        .unwrap()
         .case("tests/cmd/cluster/*.trycmd");
     tests.run();
 }
@@ -106,7 +107,14 @@ fn an_agent_that_is_away_does_not_silence_the_others() {
         .unwrap()
         .local_addr()
         .unwrap();
-    for line in ["flows", "flows --edges", "flows -o json", "pods", "status", "trace network --count 3"] {
+    for line in [
+        "flows",
+        "flows --edges",
+        "flows -o json",
+        "pods",
+        "status",
+        "trace network --count 3",
+    ] {
         let (code, stdout, stderr) = run(&format!("{one},{away}"), &format!("{line} --strict"));
         assert_eq!(code, Some(3), "{line}: {stderr}");
         let told = format!("{stdout}{stderr}");
@@ -119,13 +127,22 @@ fn an_agent_that_is_away_does_not_silence_the_others() {
     }
     let (code, stdout, stderr) = run(&format!("{one},{broken}"), "flows -o json --strict");
     assert_eq!((code, stdout.lines().count()), (Some(3), 7 + 2), "{stderr}");
-    assert!(stderr.contains("broke off after 2 flows: shutting down"), "{stderr}");
+    assert!(
+        stderr.contains("broke off after 2 flows: shutting down"),
+        "{stderr}"
+    );
     let (code, _, stderr) = run(&format!("{away},{away}"), "status");
     assert_eq!(code, Some(2), "{stderr}");
-    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let other = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let (code, _, stderr) = run(&format!("{away},{other}"), "status");
     assert_eq!(code, Some(1));
-    assert!(stderr.contains(&other.to_string()) && stderr.contains(&away.to_string()), "{stderr}");
+    assert!(
+        stderr.contains(&other.to_string()) && stderr.contains(&away.to_string()),
+        "{stderr}"
+    );
 }
 
 /// Each agent's clock is its own: what one has told is not asked of it again, whatever the others say.
@@ -140,7 +157,11 @@ fn watching_several_agents_asks_each_from_where_it_ended() {
     assert_eq!((code, stdout.lines().count()), (Some(0), 6));
     for asked in [asked_one, asked_two] {
         let queries = asked.flows.lock().unwrap().clone();
-        let since: Vec<i64> = queries.iter().skip(1).map(|query| query.since.unwrap().seconds).collect();
+        let since: Vec<i64> = queries
+            .iter()
+            .skip(1)
+            .map(|query| query.since.unwrap().seconds)
+            .collect();
         assert_eq!(since, [since[0], since[0] + 1, since[0] + 2]);
     }
 }
@@ -154,14 +175,21 @@ fn limits_are_of_all_agents_and_edges_are_joined_before_them() {
     assert_eq!((code, stdout.lines().count()), (Some(0), 3));
     let bytes: Vec<u64> = stdout
         .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["bytes"].as_u64().unwrap())
+        .map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["bytes"]
+                .as_u64()
+                .unwrap()
+        })
         .collect();
     assert_eq!(bytes, [1_200_000, 1_197_000, 10_000]);
     let (code, stdout, _) = run(&both, "flows --edges -o json --limit 1");
     assert_eq!((code, stdout.lines().count()), (Some(0), 1));
     assert_eq!(asked.flows.lock().unwrap().last().unwrap().limit, 0);
     let edge: serde_json::Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!((edge["lost_packets"].as_i64(), edge["settled"].as_bool()), (Some(3), Some(true)));
+    assert_eq!(
+        (edge["lost_packets"].as_i64(), edge["settled"].as_bool()),
+        (Some(3), Some(true))
+    );
     assert_eq!(edge["sent"]["node"], "n1");
     assert_eq!(edge["received"]["node"], "n2");
     let (code, _, stderr) = run(&both, "flows --edges --watch -o json");
@@ -192,8 +220,7 @@ fn pods_are_asked_with_these_conditions_and_gaps_are_an_exit_code() {
 fn filters_run_in_the_agent() {
     let (agent, asked) = serve(Story::Clean);
     let agent = agent.to_string();
-    let filters =
-        "--owner nginx -n a --pod p --workload Deployment/cart --service shop/db --peer external --ip 10.0.0.0/8 \
+    let filters = "--owner nginx -n a --pod p --workload Deployment/cart --service shop/db --peer external --ip 10.0.0.0/8 \
          --port 443 --protocol tcp --direction in";
     let (code, ..) = run(&agent, &format!("flows -o json --limit 3 --sort rtt {filters}"));
     assert_eq!(code, Some(0));

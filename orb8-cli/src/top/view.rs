@@ -396,7 +396,10 @@ mod tests {
         let mut model = model("nginx");
         model.note = Some("namespace shop only".into());
         let (text, _) = screen(&model, 80, 24);
-        assert!(text.contains("namespace shop only") && text.contains("q quit"), "{text}");
+        assert!(
+            text.contains("namespace shop only") && text.contains("q quit"),
+            "{text}"
+        );
     }
 
     #[test]

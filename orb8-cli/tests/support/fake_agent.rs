@@ -11,11 +11,11 @@ use std::{
 };
 
 use orb8_proto::v1::{
-    AgentStatus, Attribution, Check, Direction, Endpoint, EndpointKind, EventLoss, Flow, FlowBatch,
-    ContainerStatus, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, InterfaceStatus, KubernetesStatus,
-    LedgerRow, Limit, ListPodsRequest, ListPodsResponse, NetworkEvent, NetworkEventKind, ObservationPoint, PodHealth,
-    PodInterface, PodStatus, ProgramStatus, QueryFlowsResponse, Reporter, Service, Setting, State, StreamEventsRequest,
-    StreamEventsResponse, Verdict, WatchStatus,
+    AgentStatus, Attribution, Check, ContainerStatus, Direction, Endpoint, EndpointKind, EventLoss, Flow,
+    FlowBatch, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, InterfaceStatus, KubernetesStatus,
+    LedgerRow, Limit, ListPodsRequest, ListPodsResponse, NetworkEvent, NetworkEventKind, ObservationPoint,
+    PodHealth, PodInterface, PodStatus, ProgramStatus, QueryFlowsResponse, Reporter, Service, Setting, State,
+    StreamEventsRequest, StreamEventsResponse, Verdict, WatchStatus,
     observation_point::Point,
     orbit_service_server::{OrbitService, OrbitServiceServer},
     query_flows_response::Part,
@@ -251,8 +251,18 @@ fn node(story: Story) -> &'static str {
 fn kubernetes(story: Story) -> Option<KubernetesStatus> {
     let watch = |resource: &str, objects, age: Option<i64>| WatchStatus {
         resource: resource.into(),
-        state: if age.is_some() { State::Active } else { State::Failed }.into(),
-        reason: if age.is_some() { "" } else { "403 Forbidden: endpointslices" }.into(),
+        state: if age.is_some() {
+            State::Active
+        } else {
+            State::Failed
+        }
+        .into(),
+        reason: if age.is_some() {
+            ""
+        } else {
+            "403 Forbidden: endpointslices"
+        }
+        .into(),
         objects,
         age: age.map(|seconds| prost_types::Duration { seconds, nanos: 0 }),
         events: 12,
@@ -290,8 +300,18 @@ pub fn cluster_flows(to: i64, story: Story) -> Vec<Flow> {
     };
     let flow = |source: bool, src: Endpoint, dst: Endpoint, packets: u64, bytes: u64| Flow {
         node: node(story).into(),
-        reporter: if source { Reporter::Source } else { Reporter::Destination }.into(),
-        direction: if source { Direction::Egress } else { Direction::Ingress }.into(),
+        reporter: if source {
+            Reporter::Source
+        } else {
+            Reporter::Destination
+        }
+        .into(),
+        direction: if source {
+            Direction::Egress
+        } else {
+            Direction::Ingress
+        }
+        .into(),
         ip_version: 4,
         protocol: 6,
         src: Some(src),
@@ -310,9 +330,21 @@ pub fn cluster_flows(to: i64, story: Story) -> Vec<Flow> {
         }),
         ..Flow::default()
     };
-    let checkout = pod("shop", "checkoutservice-7d9f8b6c5d-x2x4k", "Deployment/checkoutservice", "n1", "10.244.1.5", 41234);
+    let checkout = pod(
+        "shop",
+        "checkoutservice-7d9f8b6c5d-x2x4k",
+        "Deployment/checkoutservice",
+        "n1",
+        "10.244.1.5",
+        41234,
+    );
     let payment = pod(
-        "payments", "payment-gateway-6b8f9c7d4-q8zjw", "Deployment/payment-gateway", "n2", "10.244.2.9", 8080,
+        "payments",
+        "payment-gateway-6b8f9c7d4-q8zjw",
+        "Deployment/payment-gateway",
+        "n2",
+        "10.244.2.9",
+        8080,
     );
     let service = Some(Service {
         namespace: "payments".into(),
@@ -337,13 +369,26 @@ pub fn cluster_flows(to: i64, story: Story) -> Vec<Flow> {
     if story == Story::ClusterTwo {
         let wire = Flow {
             last: at(to - 1, 0),
-            ..flow(false, pod("shop", "cart-0", "StatefulSet/cart", "n1", "10.244.1.6", 5000), own(&payment, "gateway"), 90, 9000)
+            ..flow(
+                false,
+                pod("shop", "cart-0", "StatefulSet/cart", "n1", "10.244.1.6", 5000),
+                own(&payment, "gateway"),
+                90,
+                9000,
+            )
         };
         return vec![asks(false, 1197), wire];
     }
     let source = |src: &Endpoint, dst, packets, bytes| flow(true, own(src, "server"), dst, packets, bytes);
     let cart = pod("shop", "cart-0", "StatefulSet/cart", "n1", "10.244.1.6", 5000);
-    let dns = pod("kube-system", "coredns-5dd5756b68-abcde", "Deployment/coredns", "n1", "10.244.1.2", 53);
+    let dns = pod(
+        "kube-system",
+        "coredns-5dd5756b68-abcde",
+        "Deployment/coredns",
+        "n1",
+        "10.244.1.2",
+        53,
+    );
     vec![
         Flow {
             wire_ip: "10.96.4.2".into(),
@@ -410,43 +455,53 @@ pub fn cluster_flows(to: i64, story: Story) -> Vec<Flow> {
 
 /// Pods with and without a gap.
 fn pods(story: Story) -> Vec<PodStatus> {
-    let status = |namespace: &str, name: &str, workload: &str, ips: &[&str], health: PodHealth, reason: &str| PodStatus {
-        namespace: namespace.into(),
-        name: name.into(),
-        uid: format!("uid-{name}"),
-        workload: workload.into(),
-        phase: "Running".into(),
-        qos_class: "Burstable".into(),
-        ips: ips.iter().map(|ip| (*ip).to_owned()).collect(),
-        started: at(START - 600, 0),
-        containers: vec![ContainerStatus {
-            name: "server".into(),
-            id: "4f1d0c9e8b7a".into(),
-            r#type: "container".into(),
-            state: "running".into(),
-            cgroup: "/kubepods/burstable/pod1/4f1d0c9e8b7a".into(),
-            cgroup_id: 4711,
-        }],
-        netns_inode: 4_026_532_500,
-        interfaces: vec![PodInterface {
-            name: "veth9f3c".into(),
-            ifindex: 7,
-            observed: true,
-            reason: String::new(),
-        }],
-        health: health.into(),
-        reason: reason.into(),
-        packets: 1200,
-        bytes: 1_200_000,
-        ..PodStatus::default()
-    };
+    let status =
+        |namespace: &str, name: &str, workload: &str, ips: &[&str], health: PodHealth, reason: &str| {
+            PodStatus {
+                namespace: namespace.into(),
+                name: name.into(),
+                uid: format!("uid-{name}"),
+                workload: workload.into(),
+                phase: "Running".into(),
+                qos_class: "Burstable".into(),
+                ips: ips.iter().map(|ip| (*ip).to_owned()).collect(),
+                started: at(START - 600, 0),
+                containers: vec![ContainerStatus {
+                    name: "server".into(),
+                    id: "4f1d0c9e8b7a".into(),
+                    r#type: "container".into(),
+                    state: "running".into(),
+                    cgroup: "/kubepods/burstable/pod1/4f1d0c9e8b7a".into(),
+                    cgroup_id: 4711,
+                }],
+                netns_inode: 4_026_532_500,
+                interfaces: vec![PodInterface {
+                    name: "veth9f3c".into(),
+                    ifindex: 7,
+                    observed: true,
+                    reason: String::new(),
+                }],
+                health: health.into(),
+                reason: reason.into(),
+                packets: 1200,
+                bytes: 1_200_000,
+                ..PodStatus::default()
+            }
+        };
     match story {
         Story::ClusterOne => vec![
             PodStatus {
                 host_network: true,
                 interfaces: Vec::new(),
                 netns_inode: 0,
-                ..status("kube-system", "kube-proxy-x7d2p", "DaemonSet/kube-proxy", &["10.99.0.1"], PodHealth::Ok, "")
+                ..status(
+                    "kube-system",
+                    "kube-proxy-x7d2p",
+                    "DaemonSet/kube-proxy",
+                    &["10.99.0.1"],
+                    PodHealth::Ok,
+                    "",
+                )
             },
             status(
                 "shop",
@@ -567,7 +622,7 @@ impl OrbitService for FakeAgent {
     ) -> Result<Response<Self::QueryFlowsStream>, Status> {
         let query = request.into_inner();
         self.asked.flows.lock().unwrap().push(query.clone());
-        let filter = query.filter.unwrap_or_default();
+        let filter = query.filter.clone().unwrap_or_default();
         if filter.owners.iter().any(|owner| owner == "refuse") {
             return Err(Status::invalid_argument("owner 'refuse' is not to my liking"));
         }
