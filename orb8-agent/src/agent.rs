@@ -15,7 +15,12 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use orb8_proto::{DESCRIPTORS, v1, v1::orbit_service_server::OrbitServiceServer};
-use tokio::{io::DuplexStream, net::TcpListener, sync::mpsc as async_mpsc, task::JoinHandle};
+use tokio::{
+    io::DuplexStream,
+    net::TcpListener,
+    sync::{Notify, mpsc as async_mpsc},
+    task::JoinHandle,
+};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
@@ -24,11 +29,16 @@ use tracing::{info, warn};
 use crate::{
     core::{Core, DrainCounts, LimitSettings, Store, lock},
     export::{grpc::Orbit, http},
-    identity::{Identity, IdentityError, IdentityOptions, owner::OwnerTable},
+    conntrack::{Conntrack, ConntrackLimits},
+    dns::{DnsLimits, DnsNames},
+    identity::{Identity, IdentityError, IdentityOptions, cgroups::Cgroups, owner::OwnerTable},
     interfaces::{InterfaceError, InterfaceWatcher},
+    kubernetes::KubernetesError,
     live::{self, Live},
+    membership::{self, Membership},
     memory,
-    pipeline::{Command, Pipeline},
+    naming::Names,
+    pipeline::{Command, Pipeline, name_points},
     preflight::{Finding, Preflight, Verdict},
     probe::{
         kernel_clock::unix_now_ns,
@@ -63,6 +73,9 @@ pub enum AgentError {
     /// Owners cannot be found.
     #[error("cannot find out who owns what: {0}")]
     Identity(#[from] IdentityError),
+    /// The cluster's configuration cannot be used.
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
     /// Interfaces cannot be followed.
     #[error("cannot follow interfaces: {0}")]
     Interfaces(#[from] InterfaceError),
@@ -177,6 +190,7 @@ impl Agent {
                     .into_iter()
                     .flatten()
                     .all(|a| a.ip().is_loopback()),
+                dns: settings.dns,
             },
             features,
         )?;
@@ -186,6 +200,7 @@ impl Agent {
             control,
             counters,
             events,
+            dns_answers,
             mut processes,
         } = network;
         let mut identity = Identity::new(IdentityOptions {
@@ -215,6 +230,20 @@ impl Agent {
         };
         let clsact = sweep_leftovers();
 
+        let stop = CancellationToken::new();
+        // Whatever ends this start ends the watches as well.
+        let undo = stop.clone().drop_guard();
+        let (membership, member) = Membership::find(settings, &stop).await?;
+        let names = Names {
+            cluster: membership.cluster().filter(|_| member).cloned(),
+            conntrack: open_conntrack(settings),
+            dns: DnsNames::new(DnsLimits::default()),
+            identity,
+            nameless: 0,
+        };
+        let has_cluster = membership.cluster().is_some();
+        let arrival = names.identity.cgroups().map(Cgroups::arrival);
+
         let (commands, receiver) = mpsc::sync_channel(64);
         let started_ns = unix_now_ns();
         let core = Arc::new(Core {
@@ -231,13 +260,15 @@ impl Agent {
             programs: Mutex::new(programs),
             cgroup_programs,
             points: Mutex::new(Points::default()),
-            identity: Mutex::new(identity),
+            membership,
+            names: Mutex::new(names),
             store: Mutex::new(Store {
                 history: History::new(HistoryLimits {
                     span: settings.history,
                     bytes: usize::try_from(settings.history_bytes.0).unwrap_or(usize::MAX),
                     flows: settings.history_flows as usize,
                     series: settings.metrics_series as usize,
+                    kubernetes: has_cluster,
                 }),
                 owners: OwnerTable::new(OWNERS),
             }),
@@ -248,7 +279,6 @@ impl Agent {
             commands,
             ready: AtomicBool::new(false),
         });
-        let stop = CancellationToken::new();
         let pipeline = Pipeline::new(
             core.clone(),
             EpochDrain::new(epochs, control),
@@ -281,7 +311,24 @@ impl Agent {
         agent.tasks.push(tokio::spawn(follower.run(stop.clone())));
         agent
             .tasks
-            .push(tokio::spawn(live::read_ring(core.clone(), events, stop.clone())));
+            .push(tokio::spawn(live::read_events(core.clone(), events, stop.clone())));
+        if settings.dns {
+            agent.tasks.push(tokio::spawn(live::read_dns_answers(
+                core.clone(),
+                dns_answers,
+                stop.clone(),
+            )));
+        }
+        if let Some(arrival) = arrival {
+            agent
+                .tasks
+                .push(tokio::spawn(meet_newcomers(core.clone(), arrival, stop.clone())));
+        }
+        if !member {
+            agent
+                .tasks
+                .push(tokio::spawn(membership::join(core.clone(), stop.clone())));
+        }
 
         let orbit = Orbit::new(core.clone(), stop.clone());
         agent.tasks.push(tokio::spawn(serve_in_process(
@@ -300,6 +347,8 @@ impl Agent {
                 .push(tokio::spawn(http::serve(core.clone(), listener, stop)));
         }
         core.ready.store(true, Ordering::Release);
+        // From now on the agent stops them.
+        undo.disarm();
         Ok(agent)
     }
 
@@ -364,6 +413,41 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         self.shut_down();
+    }
+}
+
+/// Connection tracking, unless it is off or this kernel has none.
+fn open_conntrack(settings: &Settings) -> Option<Conntrack> {
+    if !settings.conntrack {
+        return None;
+    }
+    Conntrack::open(ConntrackLimits::default())
+        .inspect_err(|error| {
+            warn!(%error, "Services are shown without their backends");
+        })
+        .ok()
+        .flatten()
+}
+
+/// Looks at containers as they come, so that each is known before its first packets are drained.
+async fn meet_newcomers(core: Arc<Core>, arrival: Arc<Notify>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = arrival.notified() => {}
+        }
+        // The runtime moves the first process into the cgroup in its own time.
+        for wait in [2, 10, 20, 40, 80, 160, 320, 640, 1000] {
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+            let mut points = lock(&core.points);
+            let mut names = lock(&core.names);
+            let more = names.identity.meet_newcomers();
+            let mut store = lock(&core.store);
+            name_points(&mut points, &mut names, &mut store.owners);
+            if !more {
+                break;
+            }
+        }
     }
 }
 

@@ -13,8 +13,10 @@ use orb8_proto::v1;
 use tokio::sync::oneshot;
 
 use crate::{
-    identity::{Identity, owner::OwnerTable},
+    identity::owner::OwnerTable,
     live::Live,
+    membership::Membership,
+    naming::Names,
     pipeline::Command,
     probe::network::{
         load::{Counters, NetworkPrograms},
@@ -58,8 +60,9 @@ pub(crate) struct Core {
     pub(crate) programs: Mutex<NetworkPrograms>,
     /// Programs at the cgroup2 root: name, and why it is off or has failed.
     pub(crate) cgroup_programs: Vec<(&'static str, v1::State, String)>,
+    pub(crate) membership: Membership,
     pub(crate) points: Mutex<Points>,
-    pub(crate) identity: Mutex<Identity>,
+    pub(crate) names: Mutex<Names>,
     pub(crate) store: Mutex<Store>,
     pub(crate) counters: Counters,
     pub(crate) live: Live,

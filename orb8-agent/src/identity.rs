@@ -1,4 +1,5 @@
-//! Who owns an interface, a cgroup or an address, on a machine without Kubernetes.
+//! Who owns an interface, a cgroup or an address, as far as this machine alone can tell. Names of pods come on top, in
+//! [`crate::naming`].
 //!
 //! [`Identity`] answers; it never changes the machine, enters no namespace and keeps none alive. What it cannot
 //! find out has [`owner::Attribution::Unknown`]: a guess never looks like a fact.
@@ -7,6 +8,7 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,7 +18,7 @@ use self::{
     cgroup::CgroupName,
     cgroups::{CgroupLimits, Cgroups},
     netns::Namespaces,
-    owner::{Attribution, Kind, Owner},
+    owner::{Attribution, Kind, Owner, PodName},
     processes::Processes,
 };
 pub use self::{
@@ -36,6 +38,8 @@ pub mod owner;
 mod pace;
 mod processes;
 
+/// So long a container's cgroup may stay without a process in a namespace of its own, before it is taken to use ours.
+const NEWCOMER: Duration = Duration::from_secs(2);
 /// A cgroup that was not found is looked up again after this long.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -106,6 +110,8 @@ pub struct Identity {
     degraded: Vec<IdentityError>,
     generation: u64,
     of_cgroup: HashMap<u64, CgroupOwner>,
+    /// Containers' cgroups that are not met yet, and since when they are known.
+    newcomers: Vec<(Arc<str>, Instant)>,
     max_cgroups: usize,
     processes: Processes,
     namespaces: Namespaces,
@@ -156,6 +162,7 @@ impl Identity {
             cgroups,
             degraded,
             of_cgroup: HashMap::new(),
+            newcomers: Vec::new(),
             max_cgroups: options.max_cgroups,
             processes: Processes::new(&options.proc_root, options.max_processes, options.max_sockets),
             namespaces,
@@ -227,6 +234,7 @@ impl Identity {
                 Some(_) => Attribution::Cgroup,
                 None => Attribution::Unknown,
             },
+            pod: name.pod_uid.map(pod_of_uid),
             unit: name.unit.unwrap_or_default(),
             container: name.container.unwrap_or_default(),
             cgroup: path.as_deref().unwrap_or_default().to_owned(),
@@ -264,6 +272,54 @@ impl Identity {
         attributed(resident, Attribution::Veth)
     }
 
+    /// An interface has come: what its namespace's id meant before is past.
+    pub fn interface_came(&mut self, interface: &Interface) {
+        if let Some(nsid) = interface.peer_netnsid {
+            self.namespaces.forget_nsid(nsid);
+        }
+    }
+
+    /// Looks at containers that have just come, so that they are known before their first packet is drained. Whether
+    /// some have no process yet: then ask again in some milliseconds. Costs some 100 µs a container.
+    pub fn meet_newcomers(&mut self) -> bool {
+        let Some(cgroups) = &self.cgroups else {
+            return false;
+        };
+        let came = cgroups.take_newcomers();
+        let now = Instant::now();
+        self.newcomers.extend(came.into_iter().map(|path| (path, now)));
+        let root = cgroups.root().to_owned();
+        let Self {
+            newcomers,
+            namespaces,
+            ..
+        } = self;
+        newcomers.retain(|(path, since)| {
+            let procs = root.join(path.trim_start_matches('/')).join("cgroup.procs");
+            // A cgroup that is gone is met no more; one without a process will get one.
+            let Ok(processes) = std::fs::read_to_string(procs) else {
+                return false;
+            };
+            match processes.lines().find_map(|pid| pid.parse().ok()) {
+                // The runtime's own process joins first, and may still be in the host's namespace.
+                Some(pid) => !namespaces.meet(pid) && since.elapsed() < NEWCOMER,
+                None => since.elapsed() < NEWCOMER,
+            }
+        });
+        !newcomers.is_empty()
+    }
+
+    /// Addresses of pods of this node, with their uids, as their network namespaces have them.
+    pub fn pod_addresses(&self) -> impl Iterator<Item = (IpAddr, &str)> {
+        self.namespaces.pod_addresses()
+    }
+
+    /// Inode of the network namespace of the pod whose uid `is` wanted, and its id in ours. A look at all namespaces.
+    #[must_use]
+    pub fn pod_namespace(&self, is: impl FnMut(&str) -> bool) -> Option<(u64, Option<i32>)> {
+        self.namespaces.of_pod(is)
+    }
+
     /// Owner of an address: this machine's, a workload's in a network namespace of this machine, or external. An
     /// address that several namespaces have set is a workload's with [`Attribution::Unknown`]. IPv4-mapped IPv6
     /// addresses are IPv4 addresses. One or two look-ups.
@@ -280,6 +336,12 @@ impl Identity {
             Some(resident) => attributed(resident, Attribution::NetnsIp),
             None => Owner::default(),
         }
+    }
+
+    /// Whether an address is this machine's own.
+    #[must_use]
+    pub fn is_host_address(&self, address: IpAddr) -> bool {
+        self.host.contains(address.to_canonical())
     }
 
     /// Whether [`Identity::is_in_other_netns`] must be asked of each cgroup.
@@ -338,13 +400,21 @@ impl Identity {
     }
 }
 
+/// A pod of which the cgroup's path alone is known.
+fn pod_of_uid(uid: String) -> Arc<PodName> {
+    Arc::new(PodName {
+        uid,
+        ..PodName::default()
+    })
+}
+
 /// A resident of a namespace, found by `attribution`; not even the namespace may be known.
 fn attributed(resident: Option<&Owner>, attribution: Attribution) -> Owner {
     let mut owner = resident.cloned().unwrap_or_default();
     owner.kind = Kind::Process;
     // A packet of a namespace need not be its first process's: where something better names the namespace, the process
     // would be a guess.
-    if !owner.netns.is_empty() || !owner.container.is_empty() || !owner.unit.is_empty() {
+    if !owner.netns.is_empty() || !owner.container.is_empty() || !owner.unit.is_empty() || owner.pod.is_some() {
         owner.process.clear();
         owner.pid = 0;
     }

@@ -1,21 +1,29 @@
 //! Node agent of orb8.
 //!
 //! `probe` loads and attaches the eBPF programs and takes out of the kernel what they counted, `interfaces` follows
-//! network interfaces, `identity` knows whose an interface, a cgroup or an address is, `store` keeps recent history
+//! network interfaces, `identity` knows whose an interface, a cgroup or an address is, `conntrack` what address
+//! translation made of a connection, `dns` under which name an address was asked for, `store` keeps recent history
 //! within bounds, `export` answers queries and scrapes, `settings` and `preflight` say how and whether it can run.
 
 mod agent;
 pub mod bpf;
+pub mod conntrack;
 mod core;
+pub mod dns;
 pub mod export;
 pub mod identity;
 pub mod interfaces;
+pub mod kubernetes;
 mod live;
+mod membership;
 mod memory;
+mod naming;
 mod netlink;
 mod pipeline;
+mod pods;
 pub mod preflight;
 pub mod probe;
+mod ring;
 pub mod settings;
 mod status;
 pub mod store;

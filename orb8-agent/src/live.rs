@@ -2,35 +2,28 @@
 //!
 //! The programs send records only while somebody listens.
 
-use std::{
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU64, Ordering},
 };
 
-use orb8_common::network::{Event, Hook, event, kind};
-use tokio::{
-    io::unix::AsyncFd,
-    sync::broadcast::{self, error::RecvError},
-};
+use orb8_common::network::{DnsAnswer, Event, Hook, event, kind};
+use tokio::sync::broadcast::{self, error::RecvError};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::warn;
 
 use crate::{
     core::{Core, lock},
     identity::owner::Owner,
+    naming::peer_address,
     pipeline::ip,
     probe::{
         kernel_clock::KernelClock,
         network::load::{ControlMap, EventRing},
     },
+    ring,
     store::{Direction, LiveEvent},
 };
-
-/// Records that are read before others get their turn.
-const BATCH: usize = 256;
 
 /// Subscribers to events.
 #[derive(Debug)]
@@ -127,70 +120,45 @@ impl Drop for Subscription {
     }
 }
 
-/// Reads the ring until `stop`, woken by epoll.
-pub(crate) async fn read_ring(core: Arc<Core>, ring: EventRing, stop: CancellationToken) {
-    // SAFETY: the descriptor stays open, and the same, as long as the ring lives.
-    let mut ring = match unsafe { AsyncFd::register(RingFd(ring)) } {
-        Ok(ring) => ring,
-        Err(error) => {
-            error!(%error, "the event ring cannot be polled: there are no live events");
+/// Reads the ring of events until `stop`.
+pub(crate) async fn read_events(core: Arc<Core>, events: EventRing, stop: CancellationToken) {
+    let each = |record: &[u8], clock| {
+        // Each record has a header of 8 bytes; other sizes there are none.
+        let Some(record) = read_record::<Event>(record) else {
+            return;
+        };
+        if record.kind == event::PRESSURE {
+            core.drain_early();
             return;
         }
+        let _ = core.live.sender.send(Arc::new(named(&core, &record, clock)));
     };
-    loop {
-        let mut guard = tokio::select! {
-            () = stop.cancelled() => return,
-            guard = ring.readable_mut() => match guard {
-                Ok(guard) => guard,
-                Err(error) => {
-                    error!(%error, "the event ring cannot be polled any more: there are no live events");
-                    return;
-                }
-            },
-        };
-        let clock = KernelClock::now();
-        let mut read = 0;
-        let ring = &mut guard.get_inner_mut().0.0;
-        while let Some(item) = ring.next() {
-            read += 1;
-            if item.len() == size_of::<Event>() {
-                // SAFETY: the programs write this record, of this size, and any bytes are a valid one.
-                let record: Event = unsafe { item.as_ptr().cast::<Event>().read_unaligned() };
-                drop(item);
-                if record.kind == event::PRESSURE {
-                    core.drain_early();
-                    continue;
-                }
-                let _ = core.live.sender.send(Arc::new(named(&core, &record, clock)));
-            }
-            if read == BATCH {
-                break;
-            }
-        }
-        // Each record has a header of 8 bytes.
-        let bytes = (read * (size_of::<Event>() + 8)) as u64;
+    let read = |count| {
+        let bytes = (count * (size_of::<Event>() + 8)) as u64;
         core.live.peak.fetch_max(bytes, Ordering::Relaxed);
-        if read < BATCH {
-            guard.clear_ready();
-        } else {
-            tokio::task::yield_now().await;
-        }
-    }
+    };
+    ring::follow(events, "live events", stop, each, read).await;
 }
 
-struct RingFd(EventRing);
-
-impl AsRawFd for RingFd {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.0.as_raw_fd()
-    }
+/// Reads the ring of DNS answers until `stop`.
+pub(crate) async fn read_dns_answers(core: Arc<Core>, answers: EventRing, stop: CancellationToken) {
+    let each = |record: &[u8], clock: KernelClock| {
+        let Some(answer) = read_record::<DnsAnswer>(record) else {
+            return;
+        };
+        let len = (answer.len as usize).min(answer.payload.len());
+        let time_ns = clock.unix_ns(answer.time_ns);
+        lock(&core.names)
+            .dns
+            .learn(answer.point, time_ns, &answer.payload[..len]);
+    };
+    ring::follow(answers, "names of external addresses", stop, each, |_| ()).await;
 }
 
-impl AsFd for RingFd {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the ring is open for as long as it is borrowed.
-        unsafe { BorrowedFd::borrow_raw(self.0.0.as_raw_fd()) }
-    }
+/// A record of the programs. `T` is one of orb8-common's, for which any bytes are valid.
+fn read_record<T: Copy>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: as many bytes as the record has, and any will do: integers without padding.
+    (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
 /// An event with the names of its ends.
@@ -211,23 +179,21 @@ fn named(core: &Core, event: &Event, clock: KernelClock) -> LiveEvent {
         }
     };
     let direction = Direction::of(key.kind, inverted);
-    let (local, remote) = if direction == Direction::Egress {
-        (&key.src, &key.dst)
+    let (local, port) = if direction == Direction::Egress {
+        (&key.src, key.sport)
     } else {
-        (&key.dst, &key.src)
-    };
-    let port = if direction == Direction::Egress {
-        key.sport
-    } else {
-        key.dport
+        (&key.dst, key.dport)
     };
     let is_ip = key.kind & (kind::IPV4 | kind::IPV6) != 0;
-    let mut identity = lock(&core.identity);
+    let time_ns = clock.unix_ns(event.time_ns);
+    let mut names = lock(&core.names);
     let owner = owner.unwrap_or_else(|| {
-        identity.socket_owner(key.point, event.tgid, None, Some((key.protocol, ip(local), port)))
+        names.socket_owner(key.point, event.tgid, None, Some((key.protocol, ip(local), port)))
     });
+    let via = names.via(&key, false);
     let peer = if is_ip {
-        identity.address_owner(ip(remote))
+        let (address, port) = peer_address(&key, direction, via.as_ref());
+        names.peer(address, port, key.protocol, key.point, time_ns)
     } else {
         Owner::default()
     };
@@ -236,9 +202,10 @@ fn named(core: &Core, event: &Event, clock: KernelClock) -> LiveEvent {
         direction,
         owner,
         peer,
+        via,
         interface,
         kind: event.kind,
-        time_ns: clock.unix_ns(event.time_ns),
+        time_ns,
         bytes: event.bytes,
         tcp_flags: event.tcp_flags,
         weight: event.weight,

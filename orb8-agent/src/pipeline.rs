@@ -1,7 +1,7 @@
 //! The thread that takes epochs out of the kernel, gives flows their owners, and stores them.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv6Addr},
     sync::{
         Arc,
@@ -17,16 +17,17 @@ use tracing::{debug, error};
 
 use crate::{
     core::{Core, Store, lock},
-    identity::{
-        Identity,
-        owner::{Owner, OwnerId},
+    identity::owner::{Kind, Owner, OwnerId, OwnerTable},
+    naming::{Names, peer_address, pod_peer},
+    probe::{
+        kernel_clock::unix_now_ns,
+        network::{
+            drain::{EpochDrain, EpochSink},
+            load::SocketProcesses,
+            points::Points,
+        },
     },
-    probe::network::{
-        drain::{EpochDrain, EpochSink},
-        load::SocketProcesses,
-        points::Points,
-    },
-    store::{Direction, Observation, PointId},
+    store::{Direction, Observation, PointId, Via, ViaId, octets},
 };
 
 /// What the pipeline is asked for.
@@ -45,7 +46,9 @@ pub(crate) enum Command {
 const FRESH: Duration = Duration::from_millis(50);
 /// Records that are given their owners under one lock.
 const BATCH: usize = 1024;
-/// Entries of each of the caches in front of [`Identity`].
+/// So many intervals back, peers get names that came after their packets.
+const LATE_INTERVALS: u32 = 30;
+/// Entries of each of the caches in front of [`Names`].
 const CACHE: usize = 65_536;
 /// After so long the caches are emptied, since what they say may have changed.
 const CACHE_AGE: Duration = Duration::from_secs(10);
@@ -72,6 +75,8 @@ impl Pipeline {
             caches: Caches::default(),
             flows: Vec::with_capacity(BATCH),
             flushed: Instant::now(),
+            generation: 0,
+            translations_fresh: false,
         };
         Self {
             core,
@@ -149,17 +154,23 @@ struct Enricher {
     caches: Caches,
     flows: Vec<(FlowKey, FlowCounters)>,
     flushed: Instant,
+    /// Of the cluster, when names were last given from it.
+    generation: u64,
+    /// Whether connections made up to this epoch's end are known.
+    translations_fresh: bool,
 }
 
-/// Answers of [`Identity`], as ids.
+/// Answers of [`Names`], as ids.
 #[derive(Debug, Default)]
 struct Caches {
     /// By cgroup and process.
     sockets: HashMap<(u64, u32), OwnerId>,
     /// By cgroup, protocol and local address, of sockets whose process the kernel does not know.
     locals: HashMap<(u64, u8, [u8; 16], u16), OwnerId>,
-    /// By address.
-    peers: HashMap<[u8; 16], OwnerId>,
+    /// By ownership of an address.
+    pods: HashMap<u64, OwnerId>,
+    /// By address, and port and observation point where these matter.
+    peers: HashMap<(IpAddr, u16, u64), (OwnerId, Kind)>,
     /// By cgroup: whether its sockets are in another network namespace.
     foreign: HashMap<u64, bool>,
 }
@@ -168,18 +179,20 @@ impl Caches {
     fn clear(&mut self) {
         self.sockets.clear();
         self.locals.clear();
+        self.pods.clear();
         self.peers.clear();
         self.foreign.clear();
     }
 }
 
 impl Enricher {
-    /// Brings identities up to date.
+    /// Brings names up to date.
     fn before(&mut self) {
+        self.translations_fresh = false;
         let core = self.core.clone();
         let mut points = lock(&core.points);
-        let mut identity = lock(&core.identity);
-        if let Err(error) = identity.refresh() {
+        let mut names = lock(&core.names);
+        if let Err(error) = names.refresh(unix_now_ns()) {
             debug!(%error, "identities are not up to date");
         }
         let mut store = lock(&core.store);
@@ -188,19 +201,37 @@ impl Enricher {
         if stale {
             self.flushed = Instant::now();
             self.caches.clear();
-            owners.retain(|id| history.names(id));
+            let in_use = history.owners_in_use();
+            owners.retain(&in_use);
+            drop(in_use);
+            if let Some(cluster) = &names.cluster {
+                history.remove_ended(|labels| {
+                    !labels.pod.is_empty()
+                        && cluster
+                            .pod(&labels.namespace, &labels.pod)
+                            .is_none_or(|pod| pod.deleted)
+                });
+            }
         }
-        for point in points.iter_mut() {
-            if !point.is_present() {
-                continue;
+        name_points(&mut points, &mut names, owners);
+        let Some(cluster) = names.cluster.clone() else {
+            return;
+        };
+        let generation = cluster.generation();
+        if generation == self.generation && !stale {
+            return;
+        }
+        let since = std::mem::replace(&mut self.generation, generation);
+        self.caches.clear();
+        owners.rename_each(|owner| names.better(owner));
+        let came: HashSet<[u8; 16]> = cluster.new_addresses(since).into_iter().map(octets).collect();
+        if !came.is_empty() {
+            let now = unix_now_ns();
+            for (flow, address) in history.nameless_peers(LATE_INTERVALS, owners, |a| came.contains(a)) {
+                if let Some((pod, _)) = names.pod_at(ip(&address), now) {
+                    history.name_peer(flow, owners.intern(pod_peer(&pod)));
+                }
             }
-            let owner = identity.interface_owner(&point.interface);
-            // Who lives in a namespace often comes after its interface. A name that is known is given up for a better one
-            // only: the process it was found by may end before its interface does.
-            if certainty(&owner) > certainty(&point.owner) {
-                point.owner = owner;
-            }
-            point.owner_id = owners.intern(point.owner.clone());
         }
     }
 
@@ -208,13 +239,22 @@ impl Enricher {
     fn flush(&mut self) {
         let core = self.core.clone();
         let mut points = lock(&core.points);
-        let mut identity = lock(&core.identity);
+        let mut names = lock(&core.names);
+        if !self.translations_fresh {
+            // Only now: the packets of this epoch may have opened connections until it ended.
+            self.translations_fresh = true;
+            if let Some(conntrack) = &mut names.conntrack
+                && let Err(error) = conntrack.refresh(Instant::now())
+            {
+                debug!(%error, "translations are not up to date");
+            }
+        }
         let mut store = lock(&core.store);
         let mut drained = 0;
         for (key, counters) in self.flows.drain(..) {
             drained += counters.frames();
             let mut resolver = Resolver {
-                identity: &mut identity,
+                names: &mut names,
                 store: &mut store,
                 points: &mut points,
                 processes: &self.processes,
@@ -227,22 +267,21 @@ impl Enricher {
                 continue;
             }
             let (owner, direction, point) = resolver.reporter(&key, &counters);
-            let peer = resolver.peer(
-                if direction == Direction::Egress {
-                    &key.dst
-                } else {
-                    &key.src
-                },
-                &key,
-            );
-            store.history.add_flow(&Observation {
+            let via = resolver.names.via(&key, true);
+            let (peer, peer_kind) = resolver.peer(&key, direction, via.as_ref(), counters.last_ns);
+            let Store { history, owners } = &mut *store;
+            let via = via.map_or(ViaId::STRAIGHT, |via| history.via(via));
+            let observation = Observation {
                 key: &key,
                 counters: &counters,
                 owner,
                 peer,
+                peer_kind,
                 direction,
                 point,
-            });
+                via,
+            };
+            history.add_flow(&observation, owners);
         }
         core.drains.drained.fetch_add(drained, Ordering::Relaxed);
     }
@@ -269,7 +308,7 @@ impl EpochSink for Enricher {
         self.flush();
         let core = self.core.clone();
         let mut points = lock(&core.points);
-        let mut identity = lock(&core.identity);
+        let mut names = lock(&core.names);
         let mut store = lock(&core.store);
         core.drains
             .drained
@@ -281,7 +320,7 @@ impl EpochSink for Enricher {
             ..FlowKey::default()
         };
         let mut resolver = Resolver {
-            identity: &mut identity,
+            names: &mut names,
             store: &mut store,
             points: &mut points,
             processes: &self.processes,
@@ -303,7 +342,7 @@ impl EpochSink for Enricher {
 
 /// Finds owners, through the caches.
 struct Resolver<'a> {
-    identity: &'a mut Identity,
+    names: &'a mut Names,
     store: &'a mut Store,
     points: &'a mut Points,
     processes: &'a SocketProcesses,
@@ -352,9 +391,9 @@ impl Resolver<'_> {
             .flatten()
             .map(|comm| comm.0);
         let owner =
-            self.identity
+            self.names
                 .socket_owner(key.point, tgid, comm, Some((key.protocol, ip(address), port)));
-        let by_cgroup = !owner.unit.is_empty() || !owner.container.is_empty();
+        let by_cgroup = !owner.unit.is_empty() || !owner.container.is_empty() || owner.pod.is_some();
         let id = self.store.owners.intern(owner);
         if tgid != 0 || by_cgroup {
             bounded_insert(&mut self.caches.sockets, (key.point, tgid), id);
@@ -364,41 +403,93 @@ impl Resolver<'_> {
         id
     }
 
-    fn peer(&mut self, address: &[u8; 16], key: &FlowKey) -> OwnerId {
+    /// Who is at the other end at that time, and what kind of end it is.
+    fn peer(
+        &mut self,
+        key: &FlowKey,
+        direction: Direction,
+        via: Option<&Via>,
+        time_ns: u64,
+    ) -> (OwnerId, Kind) {
         if key.kind & (kind::IPV4 | kind::IPV6) == 0 {
-            return OwnerId::UNKNOWN;
+            return (OwnerId::UNKNOWN, Kind::External);
         }
-        if let Some(&id) = self.caches.peers.get(address) {
-            return id;
+        let (address, port) = peer_address(key, direction, via);
+        if let Some((pod, claim)) = self.names.pod_at(address, time_ns) {
+            if let Some(&id) = self.caches.pods.get(&claim) {
+                return (id, Kind::Pod);
+            }
+            let id = self.store.owners.intern(pod_peer(&pod));
+            bounded_insert(&mut self.caches.pods, claim, id);
+            return (id, Kind::Pod);
         }
-        let owner = self.identity.address_owner(ip(address));
+        let cached = (
+            address,
+            if self.names.port_matters(address) { port } else { 0 },
+            if self.names.dns.is_empty() { 0 } else { key.point },
+        );
+        if let Some(&known) = self.caches.peers.get(&cached) {
+            return known;
+        }
+        let owner = self
+            .names
+            .no_pod_at(address, port, key.protocol, key.point, time_ns);
+        let kind = owner.kind;
         let id = if owner == Owner::default() {
             OwnerId::UNKNOWN
         } else {
             self.store.owners.intern(owner)
         };
-        bounded_insert(&mut self.caches.peers, *address, id);
-        id
+        bounded_insert(&mut self.caches.peers, cached, (id, kind));
+        (id, kind)
     }
 
     /// Whether a cgroup's sockets are in another network namespace, and counted at its interface. Asked only of kernels
     /// whose programs cannot tell.
     fn is_foreign(&mut self, cgroup: u64) -> bool {
-        if !self.identity.must_tell_namespaces() {
+        if !self.names.identity.must_tell_namespaces() {
             return false;
         }
         if let Some(&foreign) = self.caches.foreign.get(&cgroup) {
             return foreign;
         }
-        let foreign = self.identity.is_in_other_netns(cgroup);
+        let foreign = self.names.identity.is_in_other_netns(cgroup);
         bounded_insert(&mut self.caches.foreign, cgroup, foreign);
         foreign
+    }
+}
+
+/// Gives interfaces the names of who lives at their other end, also for what was counted on them before.
+pub(crate) fn name_points(points: &mut Points, names: &mut Names, owners: &mut OwnerTable) {
+    for point in points.iter_mut() {
+        if !point.is_present() {
+            continue;
+        }
+        let owner = names.interface_owner(&point.interface);
+        // Who lives in a namespace often comes after its interface. A name that is known is given up for a better one
+        // only: the process it was found by may end before its interface does.
+        if certainty(&owner) > certainty(&point.owner) {
+            // The owner so far stood for this namespace alone.
+            let before = &point.owner;
+            let named = before.pod.is_some() || !before.netns.is_empty();
+            if before.nameless != 0 || owner.pod.is_some() && named {
+                owners.rename(point.owner_id, owner.clone());
+            } else {
+                point.owner_id = owners.intern(owner.clone());
+            }
+            point.owner = owner;
+        }
+        if *owners.get(point.owner_id) != point.owner {
+            point.owner_id = owners.intern(point.owner.clone());
+        }
     }
 }
 
 /// How well an interface's owner is known.
 fn certainty(owner: &Owner) -> u8 {
     match owner {
+        owner if owner.named_pod().is_some() => 6,
+        owner if owner.pod.is_some() => 5,
         owner if !owner.container.is_empty() => 4,
         owner if !owner.unit.is_empty() => 3,
         owner if !owner.netns.is_empty() => 2,

@@ -26,7 +26,7 @@ use orb8_proto::v1;
 pub use environment::{Environment, ProcessEnvironment};
 pub use error::{Names, SettingsError};
 pub use flags::{Flags, command};
-pub use value::{AttachMode, ByteSize, LogFilter, NodeName, SettingValue};
+pub use value::{AttachMode, ByteSize, FilePath, LogFilter, NodeName, SettingValue, WatchPods};
 
 use crate::interfaces::InterfacePattern;
 
@@ -198,7 +198,19 @@ settings! {
     sockets: bool = true, any;
     /// Whether round-trip times, retransmits and failed connects are taken from sockets (needs cgroup2).
     tcp_health: bool = true, any;
-    /// Name of this node in answers; the host name unless given.
+    /// Whether the cluster's API server is asked for the names of pods, Services and nodes, if there is one: in a pod by
+    /// its service account, elsewhere by `kubeconfig` or KUBECONFIG, and then only if this machine is one of its nodes.
+    kubernetes: bool = true, any;
+    /// Kubeconfig file; goes before a service account and KUBECONFIG.
+    kubeconfig: FilePath = FilePath::default(), any;
+    /// Whose pods are watched: of the whole cluster, so that peers on other nodes have names, or, in very large clusters,
+    /// of this node.
+    watch_pods: WatchPods = WatchPods::Cluster, any;
+    /// Whether connection tracking is read, to tell Services and their backends.
+    conntrack: bool = true, any;
+    /// Whether DNS answers that workloads get are read, to name external addresses.
+    dns: bool = true, any;
+    /// Name of this node in answers, and in the cluster; the host name unless given.
     node: NodeName = NodeName::of_host(), any;
     /// What is logged: a level (error, warn, info, debug, trace) or a list such as `info,orb8_agent=debug`.
     log: LogFilter = LogFilter::default(), any;

@@ -34,7 +34,7 @@ pub(crate) fn agent_status(core: &Core) -> v1::AgentStatus {
             limits,
         )
     };
-    for limit in lock(&core.identity).limits() {
+    for limit in lock(&core.names).limits() {
         limits.push(v1::Limit {
             name: limit.name.to_owned(),
             unit: "entries".to_owned(),
@@ -69,7 +69,7 @@ pub(crate) fn agent_status(core: &Core) -> v1::AgentStatus {
         cpu: Some(duration(cpu)),
         history_from: history_from.map(timestamp),
         settings: core.settings.clone(),
-        ..v1::AgentStatus::default()
+        kubernetes: Some(core.membership.status()),
     }
 }
 
@@ -164,6 +164,7 @@ pub(crate) fn ledger(core: &Core) -> Vec<v1::LedgerRow> {
     );
     let with_bytes = |row: v1::LedgerRow, lost_bytes| v1::LedgerRow { lost_bytes, ..row };
     let (tcp, events) = (hook(core, &[Hook::Tcp]), hook(core, &[Hook::Events]));
+    let dns = hook(core, &[Hook::Dns]);
     let drained = core.drains.drained.load(Ordering::Relaxed);
     let short = core
         .drains
@@ -237,6 +238,14 @@ pub(crate) fn ledger(core: &Core) -> Vec<v1::LedgerRow> {
             events.filtered,
             events.lost,
             "live events came faster than they were read; counts are not affected; raise ring_buffer_size",
+        ),
+        row(
+            "dns_answers",
+            "records",
+            dns.seen,
+            dns.filtered,
+            dns.lost,
+            "DNS answers came faster than they were read: some external addresses have no name; counts are not affected",
         ),
         row(
             "stream",

@@ -11,9 +11,9 @@ mod filter;
 mod flows;
 mod health;
 mod history;
+mod interned;
 mod live;
 mod message;
-mod points;
 mod query;
 mod segment;
 mod totals;
@@ -25,10 +25,11 @@ pub use delta::Delta;
 pub use filter::QueryError;
 pub use history::{Committed, Forgotten, History, HistoryLimits, Observation};
 pub use live::{LiveEvent, LiveFilter};
+pub(crate) use filter::{Filter, UID, octets};
 pub(crate) use message::timestamp;
-pub use points::PointId;
+pub use interned::{PointId, Via, ViaId};
 pub use query::{Answer, Row, Selection};
-pub use totals::{Protocol, Series, Totals};
+pub use totals::{Labels, Protocol, Series, Totals, Unattributed};
 
 /// Which way a flow goes, seen from the workload that reports it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]

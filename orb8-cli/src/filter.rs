@@ -225,6 +225,7 @@ pub(crate) fn flow_filter(args: &FilterArgs, scope: &Scope) -> FlowFilter {
             Some(DirectionArg::Out) => Direction::Egress,
         }
         .into(),
+        ..FlowFilter::default()
     }
 }
 

@@ -7,4 +7,4 @@
 pub mod network;
 
 /// Version of the record layouts. The agent refuses an eBPF object that was built for another one.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

@@ -196,10 +196,12 @@ pub enum Hook {
     Tcp = 4,
     /// The event ring (`seen` records wanted; `filtered` sampled out; `lost` did not fit).
     Events = 5,
+    /// The ring of DNS answers (`filtered`: too short to be one; `lost`: did not fit).
+    Dns = 6,
 }
 
 /// Number of [`Hook`]s.
-pub const HOOKS: u32 = 6;
+pub const HOOKS: u32 = 7;
 
 /// Per-CPU counters of one hook, cumulative since load. For packet hooks the unit is the skb, for [`Hook::Tcp`]
 /// and [`Hook::Events`] the record. `seen == counted + filtered + lost` where `counted` is the remainder.
@@ -256,6 +258,25 @@ pub struct Event {
     pub reserved: u32,
 }
 
+/// Bytes of a DNS answer that are kept: what a client without EDNS takes (RFC 1035 §2.3.4).
+pub const DNS_BYTES: usize = 512;
+
+/// A DNS answer that came to an observation point.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct DnsAnswer {
+    /// As [`FlowKey::point`].
+    pub point: u64,
+    /// When.
+    pub time_ns: u64,
+    /// Bytes of `payload` that are the answer, or its beginning.
+    pub len: u32,
+    /// Always zero.
+    pub reserved: u32,
+    /// The DNS message.
+    pub payload: [u8; DNS_BYTES],
+}
+
 /// Name of a process, as `comm` of `task_struct`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -278,6 +299,7 @@ mod tests {
         assert_eq!(size_of::<TcpHealth>(), 24);
         assert_eq!(size_of::<HookStats>(), 40);
         assert_eq!(size_of::<Event>(), 72);
+        assert_eq!(size_of::<DnsAnswer>(), 24 + DNS_BYTES);
         assert_eq!(size_of::<Control>(), 8);
         assert_eq!(size_of::<EpochLoad>(), 16);
         assert_eq!(align_of::<FlowKey>(), 8);

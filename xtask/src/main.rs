@@ -3,6 +3,7 @@
 mod bench;
 mod build_ebpf;
 mod fuzz;
+mod image;
 
 use clap::{Parser, Subcommand};
 
@@ -20,6 +21,8 @@ enum Task {
     BuildEbpf(build_ebpf::Options),
     /// Measure the network probe and the agent (as root), each beside its baseline; writes docs/PERFORMANCE.md.
     Bench(bench::Options),
+    /// Make the container image: an OCI archive, without a container engine.
+    Image(image::Options),
     /// Fuzz the code that reads hostile bytes.
     Fuzz(fuzz::Options),
 }
@@ -28,6 +31,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::BuildEbpf(options) => build_ebpf::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Image(options) => image::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
     }
 }

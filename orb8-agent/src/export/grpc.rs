@@ -15,10 +15,12 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     core::{Core, lock},
+    kubernetes::{LabelSelector, is_selector},
     live::{Live, Received, ring_losses},
+    pods,
     probe::kernel_clock::unix_now_ns,
     status::{agent_status, ledger},
-    store::LiveFilter,
+    store::{Filter, LiveFilter, UID},
 };
 
 /// Flows of one message: some hundred kilobytes.
@@ -65,7 +67,8 @@ impl OrbitService for Orbit {
         &self,
         request: Request<FlowQuery>,
     ) -> Result<Response<Self::QueryFlowsStream>, Status> {
-        let query = request.into_inner();
+        let mut query = request.into_inner();
+        resolve_selectors(&self.core, query.filter.as_mut())?;
         let permit = self.queries.clone().try_acquire_owned().map_err(|_| {
             Status::resource_exhausted(format!("{QUERIES} queries are being answered already; try again"))
         })?;
@@ -126,20 +129,36 @@ impl OrbitService for Orbit {
 
     async fn list_pods(
         &self,
-        _request: Request<v1::ListPodsRequest>,
+        request: Request<v1::ListPodsRequest>,
     ) -> Result<Response<v1::ListPodsResponse>, Status> {
-        Ok(Response::new(v1::ListPodsResponse {
-            node: self.core.node.clone(),
-            pods: Vec::new(),
-            notes: vec!["This agent does not know of Kubernetes.".to_owned()],
-        }))
+        let v1::ListPodsRequest {
+            namespaces,
+            pods,
+            workloads,
+        } = request.into_inner();
+        let mut filter = v1::FlowFilter {
+            namespaces,
+            pods,
+            workloads,
+            ..v1::FlowFilter::default()
+        };
+        resolve_selectors(&self.core, Some(&mut filter))?;
+        let filter = Filter::new(Some(&filter)).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.core.refresh().await;
+        let core = self.core.clone();
+        tokio::task::spawn_blocking(move || pods::list(&core, &filter))
+            .await
+            .map(Response::new)
+            .map_err(|error| Status::internal(format!("the pods could not be listed: {error}")))
     }
 
     async fn stream_events(
         &self,
         request: Request<StreamEventsRequest>,
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
-        let filter = LiveFilter::new(request.into_inner().network.as_ref())
+        let mut filter = request.into_inner().network;
+        resolve_selectors(&self.core, filter.as_mut())?;
+        let filter = LiveFilter::new(filter.as_ref())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let permit = self.streams.clone().try_acquire_owned().map_err(|_| {
             Status::resource_exhausted(format!(
@@ -160,6 +179,31 @@ impl OrbitService for Orbit {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
+}
+
+/// Puts the pods that label selectors select in the place of the selectors: the pods of now, and those that ended not long
+/// ago.
+fn resolve_selectors(core: &Core, filter: Option<&mut v1::FlowFilter>) -> Result<(), Status> {
+    let Some(filter) = filter else {
+        return Ok(());
+    };
+    let (selectors, mut pods): (Vec<String>, Vec<String>) =
+        filter.pods.drain(..).partition(|pod| is_selector(pod));
+    for text in selectors {
+        let selector = LabelSelector::parse(&text).map_err(Status::invalid_argument)?;
+        let Some(cluster) = lock(&core.names).cluster.clone() else {
+            return Err(Status::failed_precondition(format!(
+                "the label selector `{text}` needs the cluster's API server, which this agent does not know: see `orb8 \
+                 status`"
+            )));
+        };
+        let matching = cluster.pods_matching(|labels| selector.matches(labels));
+        pods.extend(matching.iter().map(|uid| format!("{UID}{uid}")));
+        // A selector that selects nothing asks for nothing, not for everything.
+        pods.push(format!("{UID}-"));
+    }
+    filter.pods = pods;
+    Ok(())
 }
 
 /// Hands events on until the client goes, and tells it what it missed.

@@ -111,6 +111,12 @@ fn snapshot(core: &Core) -> MetricsSnapshot {
     MetricsSnapshot {
         status,
         totals: totals.series().collect(),
+        unattributed: totals.unattributed().collect(),
+        removed: totals.removed(),
+        pods_tracked: core
+            .membership
+            .cluster()
+            .map(|cluster| cluster.own_pods().iter().filter(|pod| !pod.deleted).count() as u64),
         series_turned_away: totals.turned_away(),
         owners_folded: totals.folded(),
         ring_drops: ring_losses(core).0,

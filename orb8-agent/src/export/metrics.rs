@@ -14,7 +14,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::store::{Direction, Series};
+use crate::{
+    identity::owner::Kind,
+    store::{Direction, Series, Unattributed},
+};
 
 /// Media type of [`encode`]'s text (OpenMetrics 1.0; readers of the older Prometheus format take it as well).
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -26,6 +29,12 @@ pub struct MetricsSnapshot {
     pub status: v1::AgentStatus,
     /// Totals since the start, from [`crate::store::Totals::series`]: their bound is the bound on series here.
     pub totals: Vec<Series>,
+    /// From [`crate::store::Totals::unattributed`].
+    pub unattributed: Vec<Unattributed>,
+    /// Packets and bytes, from [`crate::store::Totals::removed`].
+    pub removed: (u64, u64),
+    /// Pods of this node that are known, if a cluster is.
+    pub pods_tracked: Option<u64>,
     /// From [`crate::store::Totals::turned_away`].
     pub series_turned_away: u64,
     /// From [`crate::store::Totals::folded`].
@@ -58,6 +67,7 @@ impl Collector for Snapshot {
         ledger(&self.0.status.ledger, &mut encoder)?;
         programs(&self.0.status.programs, &mut encoder)?;
         limits(&self.0.status.limits, &mut encoder)?;
+        kubernetes(&self.0, &mut encoder)?;
         agent(&self.0.status, &mut encoder)
     }
 }
@@ -134,7 +144,15 @@ fn add<const N: usize>(samples: &mut Samples<N, u64>, labels: [String; N], value
 }
 
 fn network(snapshot: &MetricsSnapshot, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-    const LABELS: [&str; 5] = ["namespace", "pod", "owner", "direction", "protocol"];
+    const LABELS: [&str; 7] = [
+        "namespace",
+        "pod",
+        "workload",
+        "owner",
+        "direction",
+        "protocol",
+        "peer",
+    ];
     let mut packets = Samples::new();
     let mut bytes = Samples::new();
     for series in &snapshot.totals {
@@ -143,20 +161,44 @@ fn network(snapshot: &MetricsSnapshot, encoder: &mut DescriptorEncoder<'_>) -> f
             Direction::Egress => "egress",
         };
         let labels = [
-            // No owner has a pod yet.
-            String::new(),
-            String::new(),
-            series.owner.clone(),
+            series.labels.namespace.clone(),
+            series.labels.pod.clone(),
+            series.labels.workload.clone(),
+            series.labels.owner.clone(),
             direction.to_owned(),
             series.protocol.name().to_owned(),
+            series.peer.map_or("unknown", Kind::name).to_owned(),
         ];
         add(&mut packets, labels.clone(), series.packets);
         add(&mut bytes, labels, series.bytes);
     }
-    let help = "Layer-3 bytes by owner, direction seen from the owner, and protocol";
+    let help = "Layer-3 bytes by pod or other owner, direction seen from it, protocol, and kind of peer";
     counters(encoder, "orb8_network_bytes", help, LABELS, &bytes)?;
-    let help = "Packets (wire segments) by owner, direction seen from the owner, and protocol";
+    let help =
+        "Packets (wire segments) by pod or other owner, direction seen from it, protocol, and kind of peer";
     counters(encoder, "orb8_network_packets", help, LABELS, &packets)?;
+    let (mut packets, mut bytes) = (Samples::new(), Samples::new());
+    for unattributed in &snapshot.unattributed {
+        let labels = || [unattributed.reason.to_owned()];
+        add(&mut packets, labels(), unattributed.packets);
+        add(&mut bytes, labels(), unattributed.bytes);
+    }
+    let help = "Packets of which it is not known whose they are, by what is missing";
+    counters(encoder, "orb8_unattributed_packets", help, ["reason"], &packets)?;
+    let help = "Layer-3 bytes of which it is not known whose they are, by what is missing";
+    counters(encoder, "orb8_unattributed_bytes", help, ["reason"], &bytes)?;
+    counter(
+        encoder,
+        "orb8_network_removed_packets",
+        "Packets of series that were removed some time after their pods had ended",
+        &snapshot.removed.0,
+    )?;
+    counter(
+        encoder,
+        "orb8_network_removed_bytes",
+        "Layer-3 bytes of series that were removed some time after their pods had ended",
+        &snapshot.removed.1,
+    )?;
     counter(
         encoder,
         "orb8_metrics_series_dropped",
@@ -300,6 +342,40 @@ fn limits(limits: &[v1::Limit], encoder: &mut DescriptorEncoder<'_>) -> fmt::Res
     counters(encoder, "orb8_limit_turned_away", help, LABELS, &turned_away)
 }
 
+fn kubernetes(snapshot: &MetricsSnapshot, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    if let Some(pods) = snapshot.pods_tracked {
+        let help = "Pods of this node that the agent knows of";
+        gauge(encoder, "orb8_pods_tracked", help, &pods)?;
+    }
+    let Some(status) = &snapshot.status.kubernetes else {
+        return Ok(());
+    };
+    let (mut states, mut objects, mut ages) = (Samples::new(), Samples::new(), Samples::new());
+    let (mut events, mut restarts) = (Samples::new(), Samples::new());
+    for watch in &status.watches {
+        let labels = || [watch.resource.clone()];
+        let active = u64::from(watch.state == i32::from(v1::State::Active));
+        add(&mut states, labels(), active);
+        add(&mut objects, labels(), watch.objects);
+        add(&mut events, labels(), watch.events);
+        add(&mut restarts, labels(), watch.restarts);
+        if let Some(age) = watch.age {
+            ages.insert(labels(), age.seconds as f64 + f64::from(age.nanos) / 1e9);
+        }
+    }
+    const LABELS: [&str; 1] = ["resource"];
+    let help = "Whether the API server is being watched for this resource: 1, or 0 while the last known state serves";
+    gauges(encoder, "orb8_kubernetes_watch_active", help, LABELS, &states)?;
+    let help = "Objects that are known of a resource";
+    gauges(encoder, "orb8_kubernetes_objects", help, LABELS, &objects)?;
+    let help = "Time since the API server confirmed what is known of a resource";
+    gauges(encoder, "orb8_kubernetes_state_age_seconds", help, LABELS, &ages)?;
+    let help = "Changes of a resource that were taken in";
+    counters(encoder, "orb8_kubernetes_events", help, LABELS, &events)?;
+    let help = "Times that the watch of a resource began anew";
+    counters(encoder, "orb8_kubernetes_watch_restarts", help, LABELS, &restarts)
+}
+
 fn agent(status: &v1::AgentStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let cpu = status
         .cpu
@@ -344,7 +420,7 @@ fn agent(status: &v1::AgentStatus, encoder: &mut DescriptorEncoder<'_>) -> fmt::
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Protocol;
+    use crate::store::{Labels, Protocol};
     use proptest::prelude::*;
     use std::collections::{HashMap, HashSet};
 
@@ -429,9 +505,13 @@ mod tests {
 
     fn snapshot(owner: &str) -> MetricsSnapshot {
         let series = |direction, packets| Series {
-            owner: owner.to_owned(),
+            labels: Labels {
+                owner: owner.to_owned(),
+                ..Labels::default()
+            },
             direction,
             protocol: Protocol::Tcp,
+            peer: Some(Kind::Pod),
             packets,
             bytes: packets * 10,
         };
@@ -490,7 +570,10 @@ mod tests {
     fn a_scrape_reads_back() {
         let samples = parse(&text(snapshot("nginx.service")));
         let value = |series: &str| samples.get(series).copied();
-        let labels = r#"{namespace="",pod="",owner="nginx.service",direction="ingress",protocol="TCP"}"#;
+        let labels = concat!(
+            r#"{namespace="",pod="",workload="",owner="nginx.service","#,
+            r#"direction="ingress",protocol="TCP",peer="pod"}"#
+        );
         assert_eq!(value(&format!("orb8_network_packets_total{labels}")), Some(5.0));
         assert_eq!(value(&format!("orb8_network_bytes_total{labels}")), Some(50.0));
         // Rows with the same labels are one series.

@@ -58,6 +58,12 @@ impl CgroupName {
         name
     }
 
+    /// Whether a text is a container's id, as runtimes write it in full, and so no container's name.
+    #[must_use]
+    pub fn is_container_id(text: &str) -> bool {
+        text.len() == 64 && is_hex(text)
+    }
+
     /// Whether the path names a container or a unit.
     #[must_use]
     pub const fn names_someone(&self) -> bool {

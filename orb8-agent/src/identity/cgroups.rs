@@ -24,12 +24,15 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
+use tokio::sync::Notify;
 use tracing::{debug, warn};
 
-use super::{IdentityError, Limit};
+use super::{IdentityError, Limit, cgroup::CgroupName};
 
 /// Type of a file handle whose 8 bytes are the inode (`FILEID_KERNFS`, include/linux/exportfs.h; kernel ≥ 5.5).
 const FILEID_KERNFS: libc::c_int = 0xfe;
+/// Inode of the root of any cgroup hierarchy (`kernfs_create_root`, fs/kernfs/dir.c).
+const ROOT_INODE: u64 = 1;
 /// Directories nested deeper than this are not read (the kernel's own bound is far higher, but a path is not).
 const MAX_DEPTH: usize = 64;
 /// Between two looks of the thread at what can be forgotten.
@@ -37,7 +40,8 @@ const HOUSEKEEPING: Duration = Duration::from_secs(30);
 
 /// The mount point of the cgroup2 hierarchy, pure or hybrid, from `proc_root/self/mountinfo`.
 ///
-/// Of several mounts the one that shows the hierarchy from its root is taken, and of those the first.
+/// Of several mounts the one that shows the hierarchy from its root is taken: in a container that is not its own, but the
+/// one that it was given of the host's.
 ///
 /// # Errors
 /// If the file cannot be read, or no cgroup2 file system is mounted.
@@ -48,21 +52,33 @@ pub fn mount_point(proc_root: &Path) -> Result<PathBuf, IdentityError> {
         path: mountinfo.clone(),
         source,
     })?;
-    find_mount(&String::from_utf8_lossy(&text)).ok_or(IdentityError::NoCgroup2 { mountinfo })
+    let mounts = find_mounts(&String::from_utf8_lossy(&text));
+    let whole = mounts
+        .iter()
+        .find(|mount| fs::metadata(mount).is_ok_and(|directory| directory.ino() == ROOT_INODE));
+    whole
+        .or(mounts.first())
+        .cloned()
+        .ok_or(IdentityError::NoCgroup2 { mountinfo })
 }
 
+/// Mount points of cgroup2, those first that show the hierarchy from the root of the caller's cgroup namespace.
+///
 /// Lines are `ID PARENT MAJOR:MINOR ROOT MOUNTPOINT OPTIONS [TAG…] - TYPE SOURCE OPTIONS` (proc(5)).
-fn find_mount(mountinfo: &str) -> Option<PathBuf> {
+fn find_mounts(mountinfo: &str) -> Vec<PathBuf> {
     let mounts = mountinfo.lines().filter_map(|line| {
         let (before, after) = line.split_once(" - ")?;
         (after.split(' ').next()? == "cgroup2").then_some(())?;
         let mut fields = before.split(' ').skip(3);
         Some((fields.next()?, fields.next()?))
     });
+    let mut mounts: Vec<_> = mounts.collect();
+    // `false` sorts before `true`; equals stay in order.
+    mounts.sort_by_key(|(root, _)| *root != "/");
     mounts
-        // `false` sorts before `true`, and min_by_key keeps the first of equals.
-        .min_by_key(|(root, _)| *root != "/")
+        .into_iter()
         .map(|(_, mount)| PathBuf::from(unescape(mount)))
+        .collect()
 }
 
 /// Undoes mountinfo's `\040` for space, tab, newline and backslash.
@@ -116,6 +132,8 @@ struct Shared {
     /// Whether the kernel lets us open a cgroup by its id.
     by_handle: bool,
     tree: Mutex<Tree>,
+    /// Woken when there are newcomers.
+    arrival: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -129,10 +147,15 @@ struct Tree {
     entries: HashMap<u64, Entry>,
     ids: HashMap<Arc<str>, u64>,
     watches: HashMap<WatchDescriptor, Arc<str>>,
+    /// Containers' cgroups that came since they were last taken.
+    newcomers: Vec<Arc<str>>,
     names_turned_away: u64,
     watches_turned_away: u64,
     generation: u64,
 }
+
+/// Newcomers that wait to be met. More are found by the next look at all processes.
+const MAX_NEWCOMERS: usize = 1024;
 
 impl Cgroups {
     /// Reads the hierarchy at `root` and starts to follow it. Costs about 50 µs a cgroup; where cgroups can be opened
@@ -164,6 +187,7 @@ impl Cgroups {
             limits,
             by_handle: false,
             tree: Mutex::default(),
+            arrival: Arc::new(Notify::new()),
         };
         shared.by_handle = shared.open_by_id(root_id).is_ok_and(|path| path == "/");
         let shared = Arc::new(shared);
@@ -226,6 +250,31 @@ impl Cgroups {
         let limits = self.shared.limits;
         self.shared.tree().insert(id, path.clone(), &limits);
         Some(path)
+    }
+
+    /// Woken whenever a container's cgroup has come.
+    #[must_use]
+    pub fn arrival(&self) -> Arc<Notify> {
+        self.shared.arrival.clone()
+    }
+
+    /// Cgroups of containers that came since the last call.
+    pub(crate) fn take_newcomers(&self) -> Vec<Arc<str>> {
+        std::mem::take(&mut self.shared.tree().newcomers)
+    }
+
+    /// The cgroup whose path `matches`, and its id; also one removed not long ago, where there is no other. Cost: a look
+    /// at all paths.
+    #[must_use]
+    pub fn find(&self, mut matches: impl FnMut(&str) -> bool) -> Option<(u64, Arc<str>)> {
+        let tree = self.shared.tree();
+        let found = tree
+            .entries
+            .iter()
+            .filter(|(_, entry)| matches(&entry.path))
+            // A container may have cgroups below its own.
+            .min_by_key(|(_, entry)| (entry.removed.is_some(), entry.path.len()));
+        found.map(|(&id, entry)| (id, entry.path.clone()))
     }
 
     /// Changes whenever a cgroup comes or goes.
@@ -326,6 +375,9 @@ impl Tree {
             return false;
         }
         self.generation += 1;
+        if self.newcomers.len() < MAX_NEWCOMERS && CgroupName::parse(&path).container.is_some() {
+            self.newcomers.push(path.clone());
+        }
         self.ids.insert(path.clone(), id);
         self.entries.insert(id, Entry { path, removed: None });
         true
@@ -410,6 +462,9 @@ impl Watcher {
             let path = child(&parent, &name.to_string_lossy());
             if event.mask.contains(EventMask::CREATE) {
                 self.scan(&path, &mut |_| ());
+                if !self.shared.tree().newcomers.is_empty() {
+                    self.shared.arrival.notify_one();
+                }
             } else if event.mask.contains(EventMask::DELETE) {
                 self.shared.tree().removed(&path);
             }
@@ -518,12 +573,12 @@ mod tests {
         let hybrid = "22 1 0:20 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
                       23 22 0:21 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
                       24 22 0:22 / /sys/fs/cgroup/unified rw shared:3 - cgroup2 cgroup2 rw\n";
-        assert_eq!(find_mount(hybrid), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(find_mounts(hybrid), [Path::new("/sys/fs/cgroup/unified")]);
         let pure = "30 1 0:26 / /sys/fs/cgroup rw,nosuid shared:4 master:1 - cgroup2 cgroup2 rw,nsdelegate\n";
-        assert_eq!(find_mount(pure), Some("/sys/fs/cgroup".into()));
+        assert_eq!(find_mounts(pure)[0], Path::new("/sys/fs/cgroup"));
         let bind = "30 1 0:26 /system.slice /run/a rw - cgroup2 c rw\n31 1 0:26 / /run/my\\040cgroups rw - cgroup2 c rw\n";
-        assert_eq!(find_mount(bind), Some("/run/my cgroups".into()));
-        assert_eq!(find_mount("30 1 0:26 / /a rw - tmpfs cgroup2 rw"), None);
+        assert_eq!(find_mounts(bind)[0], Path::new("/run/my cgroups"));
+        assert!(find_mounts("30 1 0:26 / /a rw - tmpfs cgroup2 rw").is_empty());
     }
 
     #[test]
@@ -548,7 +603,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_mountinfo(text in "(.{0,60}\n){0,4}", field in ".{0,40}") {
-            find_mount(&text);
+            find_mounts(&text);
             prop_assert!(unescape(&field).len() <= field.len());
         }
     }

@@ -20,6 +20,7 @@ use super::{
     cgroup::CgroupName,
     owner::{Kind, Owner},
     pace::Pace,
+    pod_of_uid,
     processes::{pids, read_comm},
 };
 use crate::netlink::{Attributes, Socket, push_u32, read_u32};
@@ -29,8 +30,6 @@ const NETNSA_NSID: u16 = 1;
 const NETNSA_FD: u16 = 3;
 /// `IFA_TARGET_NETNSID` (include/uapi/linux/if_addr.h).
 const IFA_TARGET_NETNSID: u16 = 10;
-/// `NSFS_MAGIC` (include/uapi/linux/magic.h).
-const NSFS_MAGIC: libc::c_long = 0x6e73_6673;
 /// Processes looked at in one namespace.
 const PROCESSES_EACH: usize = 16;
 /// A namespace is looked at again every time until it is this old: processes and addresses come after it.
@@ -169,6 +168,65 @@ impl Namespaces {
         self.found.get(inode).map(|namespace| &namespace.owner)
     }
 
+    /// Forgets who has an id: an interface with it has just come, and the kernel gives ids again.
+    pub(crate) fn forget_nsid(&mut self, nsid: i32) {
+        self.by_nsid.remove(&nsid);
+        for namespace in self.found.values_mut() {
+            if namespace.nsid == Some(nsid) {
+                namespace.nsid = None;
+            }
+        }
+        self.stale = true;
+    }
+
+    /// Looks at the namespace of a process that has just started. Whether it is another one than ours.
+    pub(crate) fn meet(&mut self, pid: u32) -> bool {
+        let link = fs::read_link(self.proc_root.join(format!("{pid}/ns/net")));
+        let inode = link.ok().and_then(|link| namespace_inode(link.to_str()?));
+        let Some(inode) = inode.filter(|&inode| inode != self.own) else {
+            return false;
+        };
+        // On its way into its own namespace it may pass through another one that has somebody.
+        let taken = self
+            .found
+            .get(&inode)
+            .and_then(|namespace| namespace.representative.as_ref())
+            .is_some_and(|other| other.pid != pid && other.is_alive(&self.proc_root));
+        if taken {
+            return true;
+        }
+        self.look_at(inode, &[pid], None, true, Instant::now());
+        let Some(namespace) = self.found.get(&inode) else {
+            return true;
+        };
+        for address in namespace.addresses.clone() {
+            if self.by_address.len() < self.max_addresses {
+                self.by_address.insert(address, Holder::One(inode));
+            }
+        }
+        true
+    }
+
+    /// Addresses of the namespaces that pods live in, with the pod's uid.
+    pub(crate) fn pod_addresses(&self) -> impl Iterator<Item = (IpAddr, &str)> {
+        self.by_address.iter().filter_map(|(&address, holder)| {
+            let Holder::One(inode) = holder else {
+                return None;
+            };
+            let pod = self.found.get(inode)?.owner.pod.as_ref()?;
+            Some((address, pod.uid.as_str()))
+        })
+    }
+
+    /// Inode and id of the namespace that a pod lives in.
+    pub(crate) fn of_pod(&self, mut is: impl FnMut(&str) -> bool) -> Option<(u64, Option<i32>)> {
+        self.found
+            .iter()
+            .filter(|(_, namespace)| namespace.owner.pod.as_ref().is_some_and(|pod| is(&pod.uid)))
+            .max_by_key(|(_, namespace)| namespace.seen_last)
+            .map(|(&inode, namespace)| (inode, namespace.nsid))
+    }
+
     /// Whose an address is; never our own namespace's.
     pub(crate) fn by_address(&self, address: IpAddr) -> Option<Option<&Owner>> {
         match self.by_address.get(&address)? {
@@ -285,14 +343,15 @@ impl Namespaces {
             Some(representative)
                 if representative.rank == Rank::Container
                     && pids.contains(&representative.pid)
-                    && started(&self.proc_root, representative.pid) == Some(representative.started) =>
+                    && representative.is_alive(&self.proc_root) =>
             {
                 Some(representative.clone())
             }
-            _ => pids
-                .iter()
-                .filter_map(|&pid| Representative::new(&self.proc_root, pid))
-                .min_by_key(|process| (std::cmp::Reverse(process.rank), process.started, process.pid)),
+            _ => Representative::of(
+                pids.iter()
+                    .filter_map(|&pid| Representative::new(&self.proc_root, pid))
+                    .collect(),
+            ),
         };
         let mut owner = representative
             .as_ref()
@@ -301,7 +360,10 @@ impl Namespaces {
             .map(|process| process.owner.clone())
             .unwrap_or_default();
         owner.kind = Kind::Process;
-        owner.netns = named.map(|named| named.name.clone()).unwrap_or_default();
+        owner.netns = named
+            .map(|named| named.name.clone())
+            .or_else(|| before.as_ref().map(|before| before.owner.netns.clone()))
+            .unwrap_or_default();
         let seen_first = before.as_ref().map_or(now, |before| before.seen_first);
         let fresh = full || seen_first.elapsed() < YOUNG;
         let addresses = match before {
@@ -331,7 +393,8 @@ impl Namespaces {
                     continue;
                 };
                 let on_nsfs =
-                    nix::sys::statfs::statfs(&path).is_ok_and(|stat| stat.filesystem_type().0 == NSFS_MAGIC);
+                    nix::sys::statfs::statfs(&path)
+                        .is_ok_and(|stat| stat.filesystem_type() == nix::sys::statfs::NSFS_MAGIC);
                 if !on_nsfs || metadata.ino() == self.own {
                     continue;
                 }
@@ -380,6 +443,22 @@ struct Named {
 }
 
 impl Representative {
+    /// Of the processes of one namespace the oldest container's. But where a plain process was there before any container,
+    /// the namespace is a machine's (a node of a nested cluster), and containers only use it.
+    fn of(processes: Vec<Self>) -> Option<Self> {
+        let oldest = processes.iter().min_by_key(|process| (process.started, process.pid))?;
+        if oldest.rank < Rank::Sandbox && processes.iter().any(|process| process.rank >= Rank::Sandbox) {
+            return Some(oldest.clone());
+        }
+        processes
+            .into_iter()
+            .min_by_key(|process| (std::cmp::Reverse(process.rank), process.started, process.pid))
+    }
+
+    fn is_alive(&self, proc_root: &Path) -> bool {
+        started(proc_root, self.pid) == Some(self.started)
+    }
+
     fn new(proc_root: &Path, pid: u32) -> Option<Self> {
         let text = fs::read_to_string(proc_root.join(format!("{pid}/cgroup"))).ok()?;
         let (path, name) = best_cgroup(&text);
@@ -390,6 +469,7 @@ impl Representative {
             ..Owner::default()
         };
         let mut rank = Rank::Process;
+        owner.pod = name.pod_uid.map(pod_of_uid);
         if let Some(container) = name.container {
             rank = match process.as_str() {
                 "pause" | "catatonit" => Rank::Sandbox,

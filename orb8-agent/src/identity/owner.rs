@@ -20,10 +20,22 @@ pub enum Attribution {
     Socket,
     /// The other end's own observation of the same flow.
     PeerReport,
+    /// The address belongs to the pod.
+    PodIp,
+    /// The address is a Service's.
+    ServiceIp,
+    /// The address belongs to another node of the cluster.
+    NodeIp,
+    /// A DNS answer to the reporter named the address.
+    Dns,
+    /// The address and port are an endpoint of one Service.
+    Endpoint,
+    /// Connection tracking told what an address was translated from or to.
+    Conntrack,
 }
 
 /// What kind of end it is.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 pub enum Kind {
     /// Outside of this machine.
     #[default]
@@ -32,6 +44,51 @@ pub enum Kind {
     Host,
     /// A workload of this machine: unit, container, process or network namespace.
     Process,
+    /// A Kubernetes pod.
+    Pod,
+    /// A Kubernetes Service, where its backend is not known.
+    Service,
+    /// Another node of the cluster.
+    Node,
+    /// The cluster's API server.
+    ApiServer,
+}
+
+impl Kind {
+    /// Its name in labels and filters.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::External => "external",
+            Self::Host => "host",
+            Self::Process => "process",
+            Self::Pod => "pod",
+            Self::Service => "service",
+            Self::Node => "node",
+            Self::ApiServer => "kube-apiserver",
+        }
+    }
+}
+
+/// A pod's names. All but the uid are empty until the API server has told them.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct PodName {
+    /// As its cgroup's path has it: of a static pod it is the hash of its configuration.
+    pub uid: String,
+    /// `namespace/name`.
+    pub full: String,
+    /// `Kind/name` of what made it.
+    pub workload: String,
+    /// The node that it runs on.
+    pub node: String,
+}
+
+impl PodName {
+    /// Namespace and name; both empty if they are not known.
+    #[must_use]
+    pub fn parts(&self) -> (&str, &str) {
+        self.full.split_once('/').unwrap_or_default()
+    }
 }
 
 /// One end's owner. Fields that are unknown are empty (or 0).
@@ -43,7 +100,9 @@ pub struct Owner {
     pub attribution: Attribution,
     /// Systemd unit.
     pub unit: String,
-    /// Container id (64 hex digits as a rule).
+    /// The pod.
+    pub pod: Option<Arc<PodName>>,
+    /// Container id (64 hex digits as a rule); of a pod whose status is known, the container's name.
     pub container: String,
     /// Name of the process (`comm`).
     pub process: String,
@@ -53,18 +112,48 @@ pub struct Owner {
     pub netns: String,
     /// Path of the cgroup below the cgroup2 mount, with a leading slash.
     pub cgroup: String,
+    /// Name of what is no workload of this machine: of a node, of a Service (`namespace/name`), of an external address
+    /// by DNS.
+    pub alias: String,
+    /// Tells owners apart of which nothing else is known yet, so that each can be named later; 0 otherwise.
+    pub nameless: u64,
 }
 
 impl Owner {
-    /// The shortest name that tells this owner from others: container (12 digits), unit, process, network
-    /// namespace, cgroup; or empty.
+    /// The shortest name that tells this owner from others: pod, container (12 digits of its id), unit, process, network
+    /// namespace, cgroup, alias; or empty.
     #[must_use]
     pub fn name(&self) -> &str {
-        let container = self.container.get(..12).unwrap_or(&self.container);
-        [container, &self.unit, &self.process, &self.netns, &self.cgroup]
-            .into_iter()
-            .find(|name| !name.is_empty())
-            .unwrap_or_default()
+        let container = match &self.pod {
+            Some(pod) if !pod.full.is_empty() => &pod.full,
+            _ => self.container.get(..12).unwrap_or(&self.container),
+        };
+        [
+            container,
+            &self.unit,
+            &self.process,
+            &self.netns,
+            &self.cgroup,
+            &self.alias,
+        ]
+        .into_iter()
+        .find(|name| !name.is_empty())
+        .unwrap_or_default()
+    }
+
+    /// Its pod, if that has a name.
+    #[must_use]
+    pub fn named_pod(&self) -> Option<&PodName> {
+        self.pod.as_deref().filter(|pod| !pod.full.is_empty())
+    }
+
+    /// Whether two names of one end of a flow cannot both be right: they are of different pods.
+    #[must_use]
+    pub fn contradicts(&self, other: &Self) -> bool {
+        match (&self.pod, &other.pod) {
+            (Some(pod), Some(other)) => pod.uid != other.uid,
+            _ => false,
+        }
     }
 }
 
@@ -129,6 +218,37 @@ impl OwnerTable {
         OwnerId(index)
     }
 
+    /// Gives an owner another name: for all flows that refer to it, also those of the past.
+    pub fn rename(&mut self, id: OwnerId, owner: Owner) {
+        if id == OwnerId::UNKNOWN {
+            return;
+        }
+        let Some(slot) = self.owners.get_mut(id.0 as usize) else {
+            return;
+        };
+        let Some(before) = slot.take() else {
+            return;
+        };
+        let owner = Arc::new(owner);
+        *slot = Some(owner.clone());
+        if self.ids.get(&before) == Some(&id) {
+            self.ids.remove(&before);
+        }
+        // Where another id has that name already, both mean it.
+        self.ids.entry(owner).or_insert(id);
+    }
+
+    /// Renames every owner for which `name` has something better. Cost: one call an owner.
+    pub fn rename_each(&mut self, mut name: impl FnMut(&Owner) -> Option<Owner>) {
+        for index in 1..self.owners.len() {
+            if let Some(owner) = &self.owners[index]
+                && let Some(better) = name(owner)
+            {
+                self.rename(OwnerId(index as u32), better);
+            }
+        }
+    }
+
     /// The owner behind an id; the unknown owner if the id was dropped.
     #[must_use]
     pub fn get(&self, id: OwnerId) -> Arc<Owner> {
@@ -145,7 +265,9 @@ impl OwnerTable {
             if !used(OwnerId(index as u32))
                 && let Some(owner) = self.owners[index].take()
             {
-                self.ids.remove(&owner);
+                if self.ids.get(&owner) == Some(&OwnerId(index as u32)) {
+                    self.ids.remove(&owner);
+                }
                 self.free.push(index as u32);
             }
         }
@@ -154,7 +276,7 @@ impl OwnerTable {
     /// Owners stored.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.ids.len()
+        self.owners.len() - self.free.len()
     }
 
     /// Whether nothing but the unknown owner is stored.
@@ -173,5 +295,51 @@ impl OwnerTable {
     #[must_use]
     pub const fn turned_away(&self) -> u64 {
         self.turned_away
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(name: &str) -> Owner {
+        Owner {
+            process: name.to_owned(),
+            ..Owner::default()
+        }
+    }
+
+    #[test]
+    fn a_new_name_is_also_that_of_the_past() {
+        let mut owners = OwnerTable::new(10);
+        let (a, b) = (owners.intern(process("a")), owners.intern(process("b")));
+        owners.rename(a, process("c"));
+        assert_eq!(owners.get(a).process, "c");
+        assert_eq!(owners.intern(process("c")), a);
+        assert_ne!(owners.intern(process("a")), a);
+        // Two ids of one name: both mean it, and dropping one leaves the other.
+        owners.rename(b, process("c"));
+        assert_eq!(owners.get(b).process, "c");
+        assert_eq!(owners.intern(process("c")), a);
+        owners.retain(|id| id != b);
+        assert_eq!(owners.intern(process("c")), a);
+        owners.rename(OwnerId::UNKNOWN, process("x"));
+        assert_eq!(*owners.get(OwnerId::UNKNOWN), Owner::default());
+        assert_eq!(owners.len(), 3);
+    }
+
+    #[test]
+    fn only_different_pods_contradict_each_other() {
+        let pod = |uid: &str, full: &str| Owner {
+            pod: Some(Arc::new(PodName {
+                uid: uid.to_owned(),
+                full: full.to_owned(),
+                ..PodName::default()
+            })),
+            ..Owner::default()
+        };
+        assert!(pod("1", "n/a").contradicts(&pod("2", "n/a")));
+        assert!(!pod("1", "").contradicts(&pod("1", "n/a")));
+        assert!(!Owner::default().contradicts(&pod("1", "n/a")));
     }
 }

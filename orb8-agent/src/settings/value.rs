@@ -1,5 +1,5 @@
 //! Types of setting values: how each is read from text and written back.
-use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
+use std::{fmt, net::IpAddr, path::Path, str::FromStr, time::Duration};
 
 use tracing_subscriber::EnvFilter;
 
@@ -48,6 +48,8 @@ from_str_value!(
     "FILTER",
     "a level or a list of target=level, as in tracing's EnvFilter"
 );
+from_str_value!(WatchPods, "SCOPE", "cluster or node");
+from_str_value!(FilePath, "FILE", "the path of a file; empty for none");
 from_str_value!(NodeName, "NAME", "1 to 253 printable characters without spaces");
 
 impl SettingValue for Duration {
@@ -160,6 +162,66 @@ impl fmt::Display for AttachMode {
             Self::Tcx => "tcx",
             Self::Clsact => "clsact",
         })
+    }
+}
+
+/// Whose pods are watched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum WatchPods {
+    /// The whole cluster's.
+    #[default]
+    Cluster,
+    /// This node's.
+    Node,
+}
+
+impl FromStr for WatchPods {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "cluster" => Ok(Self::Cluster),
+            "node" => Ok(Self::Node),
+            _ => Err("no such scope"),
+        }
+    }
+}
+
+impl fmt::Display for WatchPods {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cluster => "cluster",
+            Self::Node => "node",
+        })
+    }
+}
+
+/// The path of a file, if one is given.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct FilePath(String);
+
+impl FilePath {
+    /// The path.
+    #[must_use]
+    pub fn get(&self) -> Option<&Path> {
+        (!self.0.is_empty()).then(|| Path::new(&self.0))
+    }
+}
+
+impl FromStr for FilePath {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.chars().any(char::is_control) {
+            return Err("it has control characters");
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for FilePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 

@@ -1,6 +1,9 @@
 //! Filters of a query, checked once and then matched against flows.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 use orb8_common::network::{FlowKey, kind};
@@ -9,8 +12,9 @@ use orb8_proto::v1;
 use super::{
     Direction,
     flows::{Flow, MAPPED},
+    interned::Via,
 };
-use crate::identity::owner::{Owner, OwnerId, OwnerTable};
+use crate::identity::owner::{Kind, Owner, OwnerId, OwnerTable};
 
 /// What is wrong with a query.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -31,8 +35,8 @@ pub enum QueryError {
     #[error("sort order {0} is not known to this agent (0 to 5)")]
     Sort(i32),
     /// Nothing to look for.
-    #[error("an owner to look for is empty; name a unit, container, process or network namespace")]
-    EmptyOwner,
+    #[error("a value in `{0}` of the filter is empty; give a name or leave it out")]
+    Empty(&'static str),
     /// Not a time.
     #[error("`{name}` of {seconds} s and {nanos} ns is not a time after 1970")]
     Time {
@@ -54,16 +58,149 @@ pub enum QueryError {
 /// Values of a filter, all lists together: a query must not be able to hold the agent up.
 const MAX_VALUES: usize = 1024;
 
+/// How [`Filter`] takes a pod by its uid: what label selectors have been resolved to before.
+pub(crate) const UID: &str = "uid:";
+
 /// A checked filter.
 #[derive(Debug)]
 pub(crate) struct Filter {
-    owners: Vec<String>,
+    ends: Ends,
+    services: Vec<String>,
+    peers: Vec<Peer>,
     nets: Vec<Net>,
     ports: Vec<u16>,
     protocols: Vec<u8>,
     direction: Option<Direction>,
-    /// Asks for what only Kubernetes knows.
-    kubernetes: bool,
+}
+
+/// What one end must be, all at once.
+#[derive(Debug)]
+struct Ends {
+    namespaces: Vec<String>,
+    pods: Vec<String>,
+    uids: HashSet<String>,
+    workloads: Vec<String>,
+    owners: Vec<String>,
+}
+
+impl Ends {
+    fn is_empty(&self) -> bool {
+        let Self {
+            namespaces,
+            pods,
+            uids,
+            workloads,
+            owners,
+        } = self;
+        [namespaces, pods, workloads, owners]
+            .iter()
+            .all(|list| list.is_empty())
+            && uids.is_empty()
+    }
+
+    fn match_owner(&self, owner: &Owner) -> bool {
+        let (namespace, name) = owner.named_pod().map(|pod| pod.parts()).unwrap_or_default();
+        let namespace = match (owner.kind, owner.alias.split_once('/')) {
+            (Kind::Service, Some((namespace, _))) => namespace,
+            _ => namespace,
+        };
+        let any = |list: &[String], matches: &dyn Fn(&str) -> bool| {
+            list.is_empty() || list.iter().any(|wanted| matches(wanted))
+        };
+        let uid = owner.pod.as_ref().is_some_and(|pod| self.uids.contains(&pod.uid));
+        any(&self.namespaces, &|wanted| wanted == namespace)
+            && (uid
+                || !self.pods.is_empty()
+                    && any(&self.pods, &|wanted| is_pod(namespace, name, wanted))
+                || self.pods.is_empty() && self.uids.is_empty())
+            && any(&self.workloads, &|wanted| is_workload(owner, wanted))
+            && any(&self.owners, &|wanted| is_called(owner, wanted))
+    }
+}
+
+/// What the other end must be.
+#[derive(Debug)]
+enum Peer {
+    Net(Net),
+    Kind(Kind),
+    Name(String),
+}
+
+impl Peer {
+    fn parse(text: &str) -> Self {
+        const KINDS: [Kind; 7] = [
+            Kind::External,
+            Kind::Host,
+            Kind::Process,
+            Kind::Pod,
+            Kind::Service,
+            Kind::Node,
+            Kind::ApiServer,
+        ];
+        match KINDS.into_iter().find(|kind| kind.name() == text) {
+            Some(kind) => Self::Kind(kind),
+            None => Net::parse(text).map_or_else(|_| Self::Name(text.to_owned()), Self::Net),
+        }
+    }
+
+    /// `owner` is the peer, `address` its real one.
+    fn matches(&self, owner: &Owner, wire: &[u8; 16], real: Option<IpAddr>, service: &str) -> bool {
+        match self {
+            Self::Net(net) => net.contains(wire) || real.is_some_and(|real| net.contains(&octets(real))),
+            Self::Kind(Kind::Service) => owner.kind == Kind::Service || !service.is_empty(),
+            Self::Kind(kind) => owner.kind == *kind,
+            Self::Name(wanted) => {
+                let (namespace, name) = owner.named_pod().map(|pod| pod.parts()).unwrap_or_default();
+                is_pod(namespace, name, wanted)
+                    || is_workload(owner, wanted)
+                    || is_service(service, wanted)
+                    || is_called(owner, wanted)
+                    || owner.alias == *wanted
+                    || owner.kind == Kind::Service && is_service(&owner.alias, wanted)
+            }
+        }
+    }
+}
+
+/// A pod goes by its name or the beginning of it, also with its namespace before it.
+fn is_pod(namespace: &str, name: &str, wanted: &str) -> bool {
+    match wanted.split_once('/') {
+        Some((of, pod)) => of == namespace && !name.is_empty() && name.starts_with(pod),
+        None => !name.is_empty() && name.starts_with(wanted),
+    }
+}
+
+/// A workload goes by `name`, `Kind/name`, `namespace/name` and `namespace/Kind/name`; the kind in any case.
+fn is_workload(owner: &Owner, wanted: &str) -> bool {
+    let Some(pod) = owner.named_pod() else {
+        return false;
+    };
+    let Some((kind, name)) = pod.workload.split_once('/') else {
+        return false;
+    };
+    let namespace = pod.parts().0;
+    match wanted.split('/').collect::<Vec<_>>()[..] {
+        [wanted] => wanted == name,
+        [of, wanted] => wanted == name && (of == namespace || of.eq_ignore_ascii_case(kind)),
+        [of, of_kind, wanted] => wanted == name && of == namespace && of_kind.eq_ignore_ascii_case(kind),
+        _ => false,
+    }
+}
+
+/// A Service goes by `name` and `namespace/name`.
+fn is_service(service: &str, wanted: &str) -> bool {
+    !service.is_empty()
+        && (service == wanted
+            || service
+                .split_once('/')
+                .is_some_and(|(_, name)| name == wanted))
+}
+
+pub(crate) fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
 }
 
 /// A network, as the upper bits of a 16-byte address.
@@ -113,16 +250,32 @@ impl Filter {
             ports,
             protocols,
             direction,
-            workloads: _,
-            services: _,
-            peers: _,
+            workloads,
+            services,
+            peers,
         } = filter.unwrap_or(&default);
-        let values = owners.len() + addresses.len() + ports.len() + protocols.len();
+        let lists = [
+            ("namespaces", namespaces),
+            ("pods", pods),
+            ("owners", owners),
+            ("workloads", workloads),
+            ("services", services),
+            ("peers", peers),
+        ];
+        // Selectors have been resolved to as many pods as the node knows.
+        let named = lists
+            .iter()
+            .flat_map(|(_, list)| *list)
+            .filter(|value| !value.starts_with(UID));
+        let values = named.count() + addresses.len() + ports.len() + protocols.len();
         if values > MAX_VALUES {
             return Err(QueryError::TooMany(values));
         }
-        if owners.iter().any(|owner| owner.trim().is_empty()) {
-            return Err(QueryError::EmptyOwner);
+        if let Some((name, _)) = lists
+            .iter()
+            .find(|(_, list)| list.iter().any(|value| value.trim().is_empty()))
+        {
+            return Err(QueryError::Empty(name));
         }
         let direction = match v1::Direction::try_from(*direction) {
             Ok(v1::Direction::Unspecified) => None,
@@ -130,8 +283,27 @@ impl Filter {
             Ok(v1::Direction::Egress) => Some(Direction::Egress),
             Err(_) => return Err(QueryError::Direction(*direction)),
         };
+        let trimmed = |list: &[String]| -> Vec<String> {
+            list.iter()
+                .map(|value| value.trim())
+                .filter(|value| !value.starts_with(UID))
+                .map(str::to_owned)
+                .collect()
+        };
         Ok(Self {
-            owners: owners.iter().map(|owner| owner.trim().to_owned()).collect(),
+            ends: Ends {
+                namespaces: trimmed(namespaces),
+                pods: trimmed(pods),
+                uids: pods
+                    .iter()
+                    .filter_map(|pod| pod.strip_prefix(UID))
+                    .map(str::to_owned)
+                    .collect(),
+                workloads: trimmed(workloads),
+                owners: trimmed(owners),
+            },
+            services: trimmed(services),
+            peers: trimmed(peers).iter().map(|peer| Peer::parse(peer)).collect(),
             nets: addresses
                 .iter()
                 .map(|address| Net::parse(address))
@@ -145,18 +317,54 @@ impl Filter {
                 .map(|&number| u8::try_from(number).map_err(|_| QueryError::Protocol(number)))
                 .collect::<Result<_, _>>()?,
             direction,
-            kubernetes: !namespaces.is_empty() || !pods.is_empty(),
         })
     }
 
-    /// Whether it asks for namespaces or pods, which no owner has yet.
-    pub(crate) const fn asks_for_pods(&self) -> bool {
-        self.kubernetes
+    /// Whether it asks for ends.
+    pub(crate) fn asks_for_owners(&self) -> bool {
+        !self.ends.is_empty()
     }
 
-    /// Whether it asks for owners.
-    pub(crate) fn asks_for_owners(&self) -> bool {
-        !self.owners.is_empty()
+    /// Whether it asks for Services or peers.
+    pub(crate) fn asks_for_peers(&self) -> bool {
+        !self.services.is_empty() || !self.peers.is_empty()
+    }
+
+    /// Whether the Service and the other end of a flow meet their conditions.
+    pub(crate) fn matches_peer(&self, flow: &Flow, peer: &Owner, via: Option<&Via>) -> bool {
+        let service = via.map_or("", |via| &via.service);
+        let (wire, real) = match flow.direction() {
+            Direction::Egress => (&flow.key.dst, via.and_then(|via| via.dst)),
+            Direction::Ingress => (&flow.key.src, via.and_then(|via| via.src)),
+        };
+        let real = real.map(|(address, _)| address);
+        // A Service whose backend is not known is the peer itself.
+        let service = match peer.kind {
+            Kind::Service if service.is_empty() => &peer.alias,
+            _ => service,
+        };
+        (self.services.is_empty() || self.services.iter().any(|wanted| is_service(service, wanted)))
+            && (self.peers.is_empty()
+                || !flow.is_remainder()
+                    && self
+                        .peers
+                        .iter()
+                        .any(|wanted| wanted.matches(peer, wire, real, service)))
+    }
+
+    /// Whether the flow went through a Service of a wanted namespace, and nothing else is wanted of its ends.
+    pub(crate) fn matches_service_namespace(&self, via: Option<&Via>) -> bool {
+        let Ends {
+            namespaces,
+            pods,
+            uids,
+            workloads,
+            owners,
+        } = &self.ends;
+        let only = pods.is_empty() && uids.is_empty() && workloads.is_empty() && owners.is_empty();
+        only && via
+            .and_then(|via| via.service.split_once('/'))
+            .is_some_and(|(namespace, _)| namespaces.iter().any(|wanted| wanted == namespace))
     }
 
     /// Whether it asks for what a remainder can't tell.
@@ -166,10 +374,8 @@ impl Filter {
 
     /// Whether all conditions but those on owners and on what a remainder lacks are met.
     pub(crate) fn matches_direction(&self, flow: &Flow) -> bool {
-        !self.kubernetes
-            && self
-                .direction
-                .is_none_or(|direction| direction == flow.direction())
+        self.direction
+            .is_none_or(|direction| direction == flow.direction())
     }
 
     /// Whether addresses, ports and protocol meet their conditions.
@@ -198,11 +404,11 @@ impl Filter {
     }
 
     pub(crate) fn matches_owner(&self, owner: &Owner) -> bool {
-        self.owners.iter().any(|wanted| is_called(owner, wanted))
+        self.ends.match_owner(owner)
     }
 }
 
-/// Whether an owner goes by a name: its unit with or without `.service`, its container id or at least four
+/// Whether an owner goes by a name: its unit with or without `.service`, its container's name or id or at least four
 /// digits of its beginning, process, network namespace or cgroup.
 fn is_called(owner: &Owner, wanted: &str) -> bool {
     wanted == owner.unit
@@ -290,7 +496,7 @@ mod tests {
             owners: vec![" ".into()],
             ..Default::default()
         };
-        assert_eq!(Filter::new(Some(&filter)).err(), Some(QueryError::EmptyOwner));
+        assert_eq!(Filter::new(Some(&filter)).err(), Some(QueryError::Empty("owners")));
         let filter = v1::FlowFilter {
             direction: 3,
             ..Default::default()

@@ -11,13 +11,15 @@ use orb8_common::network::{FlowKey, TcpKey, kind, protocol};
 
 use super::{
     Direction,
-    points::{PointId, PointTable},
+    interned::{PointId, PointTable, ViaId, ViaTable},
 };
 use crate::identity::owner::OwnerId;
 
 const CHUNK: usize = 1024;
+/// Connections with translated addresses, or Services and their backends, that flows refer to.
+const MAX_VIAS: usize = 65_536;
 
-/// One flow: 80 bytes, for a hundred thousand of them are normal.
+/// One flow: 88 bytes, for a hundred thousand of them are normal.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Flow {
     pub(crate) key: FlowKey,
@@ -30,6 +32,8 @@ pub(crate) struct Flow {
     /// Last known time from `connect()` to established; 0 unknown.
     pub(crate) connect_us: u32,
     pub(crate) point: PointId,
+    /// The Service that it goes through, and what its addresses were translated from.
+    pub(crate) via: ViaId,
     /// The last drain interval in which it did anything.
     pub(crate) last_seq: u32,
     /// Tells this flow from earlier ones with the same id.
@@ -40,6 +44,8 @@ pub(crate) struct Flow {
 const USED: u8 = 1;
 const EGRESS: u8 = 1 << 1;
 const REMAINDER: u8 = 1 << 2;
+/// Its key means another flow by now: another pod has got the address of its peer.
+const SUPERSEDED: u8 = 1 << 3;
 
 impl Flow {
     /// A flow that no table holds: one packet's.
@@ -51,6 +57,7 @@ impl Flow {
             rtt_us: 0,
             connect_us: 0,
             point: PointId::UNNAMED,
+            via: ViaId::STRAIGHT,
             last_seq: 0,
             generation: 0,
             flags: identity.flags(),
@@ -121,6 +128,7 @@ pub(crate) struct FlowTable {
     /// How many flows name an owner at either end, by its index.
     owners: Vec<u32>,
     pub(crate) points: PointTable,
+    pub(crate) vias: ViaTable,
     detail: usize,
     remainders: usize,
     max_detail: usize,
@@ -138,6 +146,7 @@ impl FlowTable {
             generation: 0,
             owners: Vec::new(),
             points: PointTable::new(max_points),
+            vias: ViaTable::new(MAX_VIAS),
             detail: 0,
             remainders: 0,
             max_detail,
@@ -193,6 +202,7 @@ impl FlowTable {
             rtt_us: 0,
             connect_us: 0,
             point,
+            via: ViaId::STRAIGHT,
             last_seq: 0,
             generation: self.generation,
             flags: identity.flags(),
@@ -235,6 +245,7 @@ impl FlowTable {
                 rtt_us: 0,
                 connect_us: 0,
                 point: PointId::UNNAMED,
+                via: ViaId::STRAIGHT,
                 last_seq: 0,
                 generation: 0,
                 flags: 0,
@@ -248,10 +259,7 @@ impl FlowTable {
     /// Forgets a flow.
     pub(crate) fn remove(&mut self, id: u32) {
         let flow = *self.get(id);
-        let hash = hash(&self.hasher, &flow.key, flow.owner, flow.is_remainder());
-        if let Ok(entry) = self.index.find_entry(hash, |&other| other == id) {
-            entry.remove();
-        } else {
+        if flow.flags & SUPERSEDED == 0 && !self.unlink(&flow, id) {
             debug_assert!(false, "a flow is removed once");
             return;
         }
@@ -265,6 +273,31 @@ impl FlowTable {
         self.release(flow.owner);
         self.release(flow.peer);
         self.points.release(flow.point);
+        self.vias.release(flow.via);
+    }
+
+    fn unlink(&mut self, flow: &Flow, id: u32) -> bool {
+        let hash = hash(&self.hasher, &flow.key, flow.owner, flow.is_remainder());
+        let Ok(entry) = self.index.find_entry(hash, |&other| other == id) else {
+            return false;
+        };
+        entry.remove();
+        true
+    }
+
+    /// Keeps a flow as what it was, and lets its key mean a new one.
+    pub(crate) fn supersede(&mut self, id: u32) {
+        let flow = *self.get(id);
+        if self.unlink(&flow, id) {
+            self.get_mut(id).flags |= SUPERSEDED;
+        }
+    }
+
+    /// Changes how the flow is known to go.
+    pub(crate) fn set_via(&mut self, id: u32, via: ViaId) {
+        let before = std::mem::replace(&mut self.get_mut(id).via, via);
+        self.vias.acquire(via);
+        self.vias.release(before);
     }
 
     /// Gives memory of flows that are gone back, as far as no flow has a higher id. Cost: of the freed ids.
@@ -321,7 +354,7 @@ impl FlowTable {
     }
 
     /// Other observations of the packets of a flow: same addresses, ports and protocol.
-    pub(crate) fn observations<'a>(&'a self, key: &FlowKey) -> impl Iterator<Item = (u32, &'a Flow)> + 'a {
+    pub(crate) fn observations<'a>(&'a self, key: &FlowKey) -> impl Iterator<Item = (u32, &'a Flow)> + use<'a> {
         let key = *key;
         let hash = self.hasher.hash_one(Wire(&key));
         self.index
@@ -378,6 +411,7 @@ impl FlowTable {
             + self.free.capacity() * 4
             + self.owners.capacity() * 4
             + self.points.memory()
+            + self.vias.memory()
     }
 }
 
@@ -464,8 +498,8 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_is_eighty_bytes() {
-        assert_eq!(size_of::<Flow>(), 80);
+    fn a_flow_is_eighty_eight_bytes() {
+        assert_eq!(size_of::<Flow>(), 88);
     }
 
     #[test]

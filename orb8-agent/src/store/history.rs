@@ -11,13 +11,14 @@ use orb8_proto::v1;
 use super::{
     Direction,
     delta::{Delta, Reader, Writer},
-    flows::{FlowTable, Identity},
+    filter::octets,
+    flows::{Flow, FlowTable, Identity},
     health::PendingHealth,
-    points::PointId,
+    interned::{PointId, Via, ViaId},
     segment::{SEGMENT_OVERHEAD, Segment, sum},
-    totals::{Protocol, Totals},
+    totals::{Dimensions, Protocol, Totals},
 };
-use crate::identity::owner::{OwnerId, OwnerTable};
+use crate::identity::owner::{Kind, OwnerId, OwnerTable};
 
 /// Bounds of a [`History`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,8 +30,10 @@ pub struct HistoryLimits {
     pub bytes: usize,
     /// Flows known at a time.
     pub flows: usize,
-    /// Series of totals: an owner has one for each direction and protocol that it uses.
+    /// Series of totals: an owner has one for each direction, protocol and kind of peer that it has.
     pub series: usize,
+    /// Pods get names from an API server, and count as not attributed until they have them.
+    pub kubernetes: bool,
 }
 
 impl Default for HistoryLimits {
@@ -40,6 +43,7 @@ impl Default for HistoryLimits {
             bytes: 40 << 20,
             flows: 1_000_000,
             series: 2000,
+            kubernetes: false,
         }
     }
 }
@@ -55,10 +59,14 @@ pub struct Observation<'a> {
     pub owner: OwnerId,
     /// Who is at the other end.
     pub peer: OwnerId,
+    /// What kind of end the peer is, for the totals: known even where its name has no room.
+    pub peer_kind: Kind,
     /// Which way it goes, seen from `owner`.
     pub direction: Direction,
     /// Name of the interface, from [`History::point`].
     pub point: PointId,
+    /// The Service and translation, from [`History::via`].
+    pub via: ViaId,
 }
 
 /// What a drain interval brought.
@@ -199,7 +207,7 @@ impl History {
             seq: 1,
             last_to_ns: 0,
             pending: PendingHealth::new(MAX_PENDING),
-            totals: Totals::new(limits.series, quiet),
+            totals: Totals::new(limits.series, quiet, limits.kubernetes),
             segment_bytes: 0,
             active: 0,
             counts: Counts::default(),
@@ -217,38 +225,67 @@ impl History {
         self.flows.points.intern(name, seq)
     }
 
+    /// Id of a Service and translation, for this interval's observations. Cost: one hash look-up.
+    pub fn via(&mut self, via: Via) -> ViaId {
+        let seq = self.seq;
+        self.flows.vias.intern(via, seq)
+    }
+
     /// Adds a flow's counters to the open interval. Cost: one hash look-up; now and then the sorting of a batch.
     ///
     /// A flow may come any number of times. One that has no room is counted in the remainder of its owner,
-    /// direction and point.
-    pub fn add_flow(&mut self, observation: &Observation<'_>) {
+    /// direction and point. One whose peer's address has got another pod, of `owners`, or that goes to another backend
+    /// now, is a new flow: what was counted before keeps its name.
+    pub fn add_flow(&mut self, observation: &Observation<'_>, owners: &OwnerTable) {
         let &Observation {
             key,
             counters,
             owner,
             peer,
+            peer_kind,
             direction,
             point,
+            via,
         } = observation;
         let delta = Delta::from_counters(counters);
         self.counts.seen.add(delta.packets, delta.bytes);
         self.counts.flows_seen.add(delta.packets, delta.bytes);
-        self.totals
-            .add(owner, direction, Protocol::of(key), delta.packets, delta.bytes);
+        let dimensions = Dimensions {
+            direction,
+            protocol: Protocol::of(key),
+            peer: Some(peer_kind),
+        };
+        self.totals.add(owner, dimensions, delta.packets, delta.bytes);
         let identity = Identity {
             key: *key,
             owner,
             direction,
             remainder: false,
         };
-        let id = match self.flows.find(&identity) {
+        let mut known = self.flows.find(&identity);
+        if let Some(id) = known
+            && self.is_another(id, peer, via, owners)
+        {
+            self.flows.supersede(id);
+            known = None;
+        }
+        let id = match known {
             Some(id) => {
-                if peer != OwnerId::UNKNOWN && self.flows.get(id).peer != peer {
+                let flow = self.flows.get(id);
+                let (before, via_before) = (flow.peer, flow.via);
+                if peer != OwnerId::UNKNOWN && before != peer {
                     self.flows.set_peer(id, peer);
+                }
+                if via != ViaId::STRAIGHT && via_before != via {
+                    self.flows.set_via(id, via);
                 }
                 Some(id)
             }
-            None => self.insert(&identity, peer, point),
+            None => self.insert(&identity, peer, point).inspect(|&id| {
+                if via != ViaId::STRAIGHT {
+                    self.flows.set_via(id, via);
+                }
+            }),
         };
         let Some(id) = id else {
             self.counts.turned_away.add(delta.packets, delta.bytes);
@@ -256,6 +293,63 @@ impl History {
             return;
         };
         self.record(id, &delta);
+    }
+
+    /// Whether a flow's key means another connection than before.
+    fn is_another(&self, id: u32, peer: OwnerId, via: ViaId, owners: &OwnerTable) -> bool {
+        let flow = self.flows.get(id);
+        if via != ViaId::STRAIGHT && flow.via != ViaId::STRAIGHT && via != flow.via {
+            let (before, now) = (self.flows.vias.get(flow.via), self.flows.vias.get(via));
+            let ends = |via: Option<&Via>| via.map(|via| (via.src, via.dst));
+            // The same translation under a better name is the same connection.
+            if ends(before) != ends(now) {
+                return true;
+            }
+        }
+        flow.peer != peer
+            && flow.peer != OwnerId::UNKNOWN
+            && peer != OwnerId::UNKNOWN
+            && owners.get(flow.peer).contradicts(&owners.get(peer))
+    }
+
+    /// Flows of the last `intervals` intervals whose peer has no name, and has an address that is `wanted`: with that
+    /// address, by the id that [`History::name_peer`] takes. Cost: a look at all flows.
+    pub fn nameless_peers(
+        &self,
+        intervals: u32,
+        owners: &OwnerTable,
+        wanted: impl Fn(&[u8; 16]) -> bool,
+    ) -> Vec<(u32, [u8; 16])> {
+        let oldest = self.seq.saturating_sub(intervals);
+        self.flows
+            .iter()
+            .filter(|(_, flow)| flow.last_seq >= oldest && !flow.is_remainder())
+            .filter_map(|(id, flow)| {
+                let address = self.peer_address(flow);
+                let nameless = || flow.peer == OwnerId::UNKNOWN || owners.get(flow.peer).name().is_empty();
+                (wanted(&address) && nameless()).then_some((id, address))
+            })
+            .collect()
+    }
+
+    /// Names the peer of a flow of the history, also for what was counted before.
+    pub fn name_peer(&mut self, flow: u32, peer: OwnerId) {
+        self.flows.set_peer(flow, peer);
+    }
+
+    /// The real address of a flow's peer.
+    fn peer_address(&self, flow: &Flow) -> [u8; 16] {
+        let via = self.flows.vias.get(flow.via);
+        let (real, wire) = match flow.direction() {
+            Direction::Egress => (via.and_then(|via| via.dst), flow.key.dst),
+            Direction::Ingress => (via.and_then(|via| via.src), flow.key.src),
+        };
+        real.map_or(wire, |(address, _)| octets(address))
+    }
+
+    /// Drops the totals of owners that have ended and been quiet for as long as the history goes back.
+    pub fn remove_ended(&mut self, ended: impl FnMut(&super::Labels) -> bool) {
+        self.totals.remove_ended(self.seq, ended);
     }
 
     fn insert(&mut self, identity: &Identity, peer: OwnerId, point: PointId) -> Option<u32> {
@@ -287,8 +381,12 @@ impl History {
     ) {
         let delta = Delta::from_counters(counters);
         self.counts.seen.add(delta.packets, delta.bytes);
-        self.totals
-            .add(owner, direction, Protocol::Unknown, delta.packets, delta.bytes);
+        let dimensions = Dimensions {
+            direction,
+            protocol: Protocol::Unknown,
+            peer: None,
+        };
+        self.totals.add(owner, dimensions, delta.packets, delta.bytes);
         let at = FlowKey {
             point: key.point,
             kind: key.kind,
@@ -660,10 +758,11 @@ impl History {
         segments[index] = smaller;
     }
 
-    /// Whether a flow of the history names this owner: for [`OwnerTable::retain`], between intervals.
-    #[must_use]
-    pub fn names(&self, owner: OwnerId) -> bool {
-        self.flows.names(owner)
+    /// Whether a flow of the history names an owner, or a total waits for its name: for [`OwnerTable::retain`], between
+    /// intervals.
+    pub fn owners_in_use(&self) -> impl Fn(OwnerId) -> bool + '_ {
+        let waiting = self.totals.waiting_owners();
+        move |owner| self.flows.names(owner) || waiting.contains(&owner)
     }
 
     /// Totals since the start, as of the last committed interval.
@@ -811,6 +910,14 @@ impl History {
                 self.flows.points.len(),
                 self.flows.points.max(),
                 self.flows.points.turned_away(),
+                "",
+            ),
+            limit(
+                "translations",
+                "connections",
+                self.flows.vias.len(),
+                self.flows.vias.max(),
+                self.flows.vias.turned_away(),
                 "",
             ),
             limit(

@@ -8,6 +8,7 @@ use super::{
     delta::Delta,
     filter::Filter,
     flows::{Flow, Identity},
+    interned::Via,
     message,
 };
 use crate::identity::owner::{Owner, OwnerId};
@@ -23,6 +24,8 @@ pub struct LiveEvent {
     pub owner: Owner,
     /// Who is at the other end.
     pub peer: Owner,
+    /// The Service that its connection goes through, and its translation.
+    pub via: Option<Via>,
     /// Where it was seen, unless at a socket.
     pub interface: Option<String>,
     /// One of [`event`].
@@ -65,6 +68,7 @@ impl LiveEvent {
             &self.peer,
             false,
             self.interface.as_deref(),
+            self.via.as_ref(),
             node,
         );
         v1::NetworkEvent {
@@ -105,6 +109,9 @@ impl LiveFilter {
             && self.0.matches_detail(&flow)
             && (!self.0.asks_for_owners()
                 || self.0.matches_owner(&event.owner)
-                || self.0.matches_owner(&event.peer))
+                || self.0.matches_owner(&event.peer)
+                || self.0.matches_service_namespace(event.via.as_ref()))
+            && (!self.0.asks_for_peers()
+                || self.0.matches_peer(&flow, &event.peer, event.via.as_ref()))
     }
 }

@@ -4,8 +4,8 @@ use orb8_common::network::{kind, protocol};
 use orb8_proto::v1;
 use prost_types::Timestamp;
 
-use super::{Direction, delta::Delta, filter::display, flows::Flow};
-use crate::identity::owner::{Attribution, Kind, Owner};
+use super::{Direction, delta::Delta, filter::display, flows::Flow, interned::Via};
+use crate::identity::owner::{Attribution, Kind, Owner, PodName};
 
 /// The message of a flow. `peer_reported`: the peer's own observation named it.
 pub(crate) fn flow(
@@ -15,6 +15,7 @@ pub(crate) fn flow(
     peer: &Owner,
     peer_reported: bool,
     interface: Option<&str>,
+    via: Option<&Via>,
     node: &str,
 ) -> v1::Flow {
     let key = &flow.key;
@@ -45,6 +46,38 @@ pub(crate) fn flow(
         src.port = u32::from(key.sport);
         dst.port = u32::from(key.dport);
     }
+    // What the packets carry at the peer's end, where that is not the peer's own address.
+    let mut wire = None;
+    if let Some(via) = via
+        && is_ip
+    {
+        let real = if egress { via.dst } else { via.src };
+        let carried = if egress { &dst } else { &src };
+        if real.is_some() {
+            wire = Some((carried.ip.clone(), carried.port));
+        }
+        for (end, real) in [(&mut src, via.src), (&mut dst, via.dst)] {
+            if let Some((address, port)) = real {
+                end.ip = address.to_string();
+                end.port = u32::from(port);
+            }
+        }
+    }
+    let (wire_ip, wire_port) = wire.unwrap_or_default();
+    let service = via.and_then(service).or_else(|| {
+        // The backend is not known: the peer is the Service itself.
+        let (namespace, name) = peer.alias.split_once('/')?;
+        (peer.kind == Kind::Service).then(|| {
+            let end = if egress { &dst } else { &src };
+            v1::Service {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                ip: end.ip.clone(),
+                port: end.port,
+                attribution: v1::Attribution::ServiceIp.into(),
+            }
+        })
+    });
     let socket = key.kind & kind::SOCKET != 0;
     let tcp = is_ip && key.protocol == protocol::TCP;
     v1::Flow {
@@ -101,8 +134,25 @@ pub(crate) fn flow(
         fragment: key.kind & kind::FRAGMENT != 0,
         malformed: key.kind & kind::MALFORMED != 0,
         remainder: flow.is_remainder(),
-        ..v1::Flow::default()
+        service,
+        wire_ip,
+        wire_port,
     }
+}
+
+fn service(via: &Via) -> Option<v1::Service> {
+    let (namespace, name) = via.service.split_once('/')?;
+    let (ip, port) = match via.asked {
+        Some((address, port)) => (address.to_string(), u32::from(port)),
+        None => (String::new(), 0),
+    };
+    Some(v1::Service {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        ip,
+        port,
+        attribution: attribution(via.attribution).into(),
+    })
 }
 
 /// An end without its address. The reporter's own end is on this machine, whatever else is known of it.
@@ -112,8 +162,44 @@ pub(crate) fn endpoint(owner: &Owner, own: bool) -> v1::Endpoint {
         Kind::External => v1::EndpointKind::External,
         Kind::Host => v1::EndpointKind::Host,
         Kind::Process => v1::EndpointKind::Process,
+        Kind::Pod => v1::EndpointKind::Pod,
+        Kind::Service => v1::EndpointKind::Service,
+        Kind::Node => v1::EndpointKind::Node,
+        Kind::ApiServer => v1::EndpointKind::KubeApiserver,
     };
-    let attribution = match owner.attribution {
+    let pod = owner.pod.as_deref();
+    let (namespace, name) = pod.map(PodName::parts).unwrap_or_default();
+    let (mut node, mut dns_name, mut namespace) = (String::new(), String::new(), namespace.to_owned());
+    match owner.kind {
+        Kind::Node | Kind::ApiServer => node.clone_from(&owner.alias),
+        Kind::External => dns_name.clone_from(&owner.alias),
+        Kind::Service => {
+            let of = owner.alias.split_once('/').unwrap_or_default().0;
+            of.clone_into(&mut namespace);
+        }
+        _ => node = pod.map(|pod| pod.node.clone()).unwrap_or_default(),
+    }
+    v1::Endpoint {
+        kind: kind.into(),
+        namespace,
+        pod: name.to_owned(),
+        pod_uid: pod.map(|pod| pod.uid.clone()).unwrap_or_default(),
+        workload: pod.map(|pod| pod.workload.clone()).unwrap_or_default(),
+        container: owner.container.clone(),
+        unit: owner.unit.clone(),
+        process: owner.process.clone(),
+        pid: owner.pid,
+        netns: owner.netns.clone(),
+        cgroup: owner.cgroup.clone(),
+        attribution: attribution(owner.attribution).into(),
+        node,
+        dns_name,
+        ..v1::Endpoint::default()
+    }
+}
+
+fn attribution(attribution: Attribution) -> v1::Attribution {
+    match attribution {
         Attribution::Unknown => v1::Attribution::Unknown,
         Attribution::Veth => v1::Attribution::Veth,
         Attribution::Cgroup => v1::Attribution::Cgroup,
@@ -121,17 +207,12 @@ pub(crate) fn endpoint(owner: &Owner, own: bool) -> v1::Endpoint {
         Attribution::NetnsIp => v1::Attribution::NetnsIp,
         Attribution::Socket => v1::Attribution::Socket,
         Attribution::PeerReport => v1::Attribution::PeerReport,
-    };
-    v1::Endpoint {
-        kind: kind.into(),
-        container: owner.container.clone(),
-        unit: owner.unit.clone(),
-        process: owner.process.clone(),
-        pid: owner.pid,
-        netns: owner.netns.clone(),
-        cgroup: owner.cgroup.clone(),
-        attribution: attribution.into(),
-        ..v1::Endpoint::default()
+        Attribution::PodIp => v1::Attribution::PodIp,
+        Attribution::ServiceIp => v1::Attribution::ServiceIp,
+        Attribution::NodeIp => v1::Attribution::NodeIp,
+        Attribution::Dns => v1::Attribution::Dns,
+        Attribution::Endpoint => v1::Attribution::Endpoint,
+        Attribution::Conntrack => v1::Attribution::Conntrack,
     }
 }
 

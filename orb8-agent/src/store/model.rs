@@ -7,9 +7,10 @@ use orb8_proto::v1;
 use proptest::prelude::*;
 
 use super::{
-    Direction, History, HistoryLimits, Observation, PointId, QueryError, flows::FlowTable, message::timestamp,
+    Direction, History, HistoryLimits, Observation, PointId, QueryError, Via, ViaId, flows::FlowTable,
+    message::timestamp,
 };
-use crate::identity::owner::{Attribution, Kind, Owner, OwnerId, OwnerTable};
+use crate::identity::owner::{Attribution, Kind, Owner, OwnerId, OwnerTable, PodName};
 
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_700_000_000 * SECOND;
@@ -64,14 +65,17 @@ fn counters(packets: u64, at: u64) -> FlowCounters {
 fn add(history: &mut History, key: &FlowKey, counters: &FlowCounters, owner: u32, peer: u32) {
     let direction = Direction::of(key.kind, false);
     let point = history.point("veth7");
-    history.add_flow(&Observation {
+    let observation = Observation {
         key,
         counters,
         owner: OwnerId(owner),
         peer: OwnerId(peer),
+        peer_kind: Kind::External,
         direction,
         point,
-    });
+        via: ViaId::STRAIGHT,
+    };
+    history.add_flow(&observation, &owners());
 }
 
 fn all(history: &History, owners: &OwnerTable) -> super::Answer {
@@ -246,6 +250,7 @@ fn limits(flows: usize, bytes: usize, span: u64) -> HistoryLimits {
         bytes,
         flows,
         series: 100,
+        kubernetes: false,
     }
 }
 
@@ -287,7 +292,7 @@ proptest! {
         history.commit(end + SECOND, &owners);
         prop_assert_eq!(all(&history, &owners).flows.len(), 0);
         prop_assert_eq!(history.flows.detail(), 0);
-        prop_assert!(!history.names(OwnerId(1)));
+        prop_assert!(!history.owners_in_use()(OwnerId(1)));
         prop_assert_eq!(history.evicted().packets + history.expired().packets, packets(&everything));
     }
 
@@ -730,4 +735,189 @@ fn the_bound_on_memory_bounds_the_flow_table() {
         ..HistoryLimits::default()
     });
     assert!(FlowTable::memory_of(history.flows.max_detail()) <= (1 << 20) / 4 * 3);
+}
+
+fn pod(uid: &str, full: &str) -> Owner {
+    Owner {
+        kind: if full.is_empty() { Kind::Process } else { Kind::Pod },
+        attribution: Attribution::PodIp,
+        pod: Some(std::sync::Arc::new(PodName {
+            uid: uid.to_owned(),
+            full: full.to_owned(),
+            ..PodName::default()
+        })),
+        ..Owner::default()
+    }
+}
+
+/// Adds a second with one packet of the same flow to a history.
+fn second(history: &mut History, owners: &OwnerTable, number: u64, owner: OwnerId, peer: OwnerId, via: ViaId) {
+    let now = START + number * SECOND;
+    history.begin(now);
+    let observation = Observation {
+        key: &key(1000, true),
+        counters: &counters(1, now),
+        owner,
+        peer,
+        peer_kind: Kind::Pod,
+        direction: Direction::Egress,
+        point: PointId::UNNAMED,
+        via,
+    };
+    history.add_flow(&observation, owners);
+    history.commit(now + SECOND, owners);
+}
+
+#[test]
+fn a_flow_whose_peers_address_was_handed_on_is_two_flows() {
+    let mut owners = OwnerTable::new(100);
+    let me = owners.intern(process("me", Kind::Process));
+    let (a, b) = (owners.intern(pod("1", "n/a")), owners.intern(pod("2", "n/b")));
+    let mut history = History::new(limits(1000, 1 << 22, 10_000));
+    second(&mut history, &owners, 0, me, OwnerId::UNKNOWN, ViaId::STRAIGHT);
+    second(&mut history, &owners, 1, me, a, ViaId::STRAIGHT);
+    second(&mut history, &owners, 2, me, b, ViaId::STRAIGHT);
+    second(&mut history, &owners, 3, me, b, ViaId::STRAIGHT);
+    let peers = |history: &History| -> BTreeMap<String, u64> {
+        let flows = all(history, &owners).flows;
+        let peer = |flow: &v1::Flow| flow.dst.as_ref().map(|dst| dst.pod.clone()).unwrap_or_default();
+        flows.iter().map(|flow| (peer(flow), flow.packets)).collect()
+    };
+    // What came before its name was known is the first one's.
+    assert_eq!(peers(&history), [("a".to_owned(), 2), ("b".to_owned(), 2)].into());
+    // Nothing of the past is in the way when all is forgotten.
+    let end = START + 20_000 * SECOND;
+    history.begin(end);
+    history.commit(end + SECOND, &owners);
+    assert_eq!(history.flows.detail(), 0);
+}
+
+#[test]
+fn a_flow_that_goes_to_another_backend_is_two_flows() {
+    let mut owners = OwnerTable::new(100);
+    let me = owners.intern(process("me", Kind::Process));
+    let mut history = History::new(limits(1000, 1 << 22, 10_000));
+    let to = |history: &mut History, last: u8| {
+        history.via(Via {
+            service: "shop/db".into(),
+            attribution: Attribution::Conntrack,
+            asked: Some(([10, 96, 0, 1].into(), 80)),
+            src: None,
+            dst: Some(([10, 0, 0, last].into(), 8080)),
+        })
+    };
+    let first = to(&mut history, 7);
+    second(&mut history, &owners, 0, me, OwnerId::UNKNOWN, first);
+    second(&mut history, &owners, 1, me, OwnerId::UNKNOWN, ViaId::STRAIGHT);
+    let next = to(&mut history, 8);
+    second(&mut history, &owners, 2, me, OwnerId::UNKNOWN, next);
+    let mut flows = all(&history, &owners).flows;
+    flows.sort_by_key(|flow| std::cmp::Reverse(flow.packets));
+    let shown: Vec<_> = flows
+        .iter()
+        .map(|flow| {
+            let dst = flow.dst.clone().unwrap_or_default();
+            let service = flow.service.clone().unwrap_or_default();
+            (flow.packets, dst.ip, dst.port, service.name, service.ip, flow.wire_ip.clone())
+        })
+        .collect();
+    let expect = |packets, last: u8| {
+        (
+            packets,
+            format!("10.0.0.{last}"),
+            8080,
+            "db".to_owned(),
+            "10.96.0.1".to_owned(),
+            "10.0.0.2".to_owned(),
+        )
+    };
+    assert_eq!(shown, [expect(2, 7), expect(1, 8)]);
+    let asks = |filter: v1::FlowFilter| {
+        let query = v1::FlowQuery {
+            filter: Some(filter),
+            ..Default::default()
+        };
+        ask(&history, &owners, &query).summary.matched_packets
+    };
+    let services = |name: &str| v1::FlowFilter {
+        services: vec![name.to_owned()],
+        ..Default::default()
+    };
+    assert_eq!((asks(services("db")), asks(services("shop/db")), asks(services("d"))), (3, 3, 0));
+    let peers = |name: &str| v1::FlowFilter {
+        peers: vec![name.to_owned()],
+        ..Default::default()
+    };
+    assert_eq!((asks(peers("10.0.0.7")), asks(peers("service")), asks(peers("node"))), (2, 3, 0));
+    let namespace = v1::FlowFilter {
+        namespaces: vec!["shop".to_owned()],
+        ..Default::default()
+    };
+    assert_eq!(asks(namespace), 3);
+}
+
+#[test]
+fn names_that_come_late_are_those_of_the_past_too() {
+    let mut owners = OwnerTable::new(100);
+    let nameless = owners.intern(Owner {
+        nameless: 1,
+        kind: Kind::Process,
+        ..Owner::default()
+    });
+    let mut history = History::new(HistoryLimits {
+        kubernetes: true,
+        ..limits(1000, 1 << 22, 10_000)
+    });
+    second(&mut history, &owners, 0, nameless, OwnerId::UNKNOWN, ViaId::STRAIGHT);
+    // Totals wait for the name.
+    assert_eq!((history.totals().len(), history.totals().waiting()), (0, 1));
+    owners.rename(nameless, pod("1", ""));
+    assert!(history.owners_in_use()(nameless));
+    second(&mut history, &owners, 1, nameless, OwnerId::UNKNOWN, ViaId::STRAIGHT);
+    assert_eq!(history.totals().len(), 0);
+    owners.rename(nameless, pod("1", "shop/cart"));
+    second(&mut history, &owners, 2, nameless, OwnerId::UNKNOWN, ViaId::STRAIGHT);
+    assert_eq!(history.totals().of_pod("shop", "cart"), (3, 300));
+    assert!(history.totals().unattributed().all(|reason| reason.packets == 0));
+
+    let remote = key(1000, true).dst;
+    let found = history.nameless_peers(10, &owners, |address| *address == remote);
+    assert_eq!(found.len(), 1);
+    let peer = owners.intern(pod("2", "shop/db"));
+    history.name_peer(found[0].0, peer);
+    let flows = all(&history, &owners).flows;
+    assert_eq!(flows.len(), 1);
+    let (src, dst) = (flows[0].src.clone().unwrap_or_default(), flows[0].dst.clone().unwrap_or_default());
+    assert_eq!((src.pod.as_str(), dst.pod.as_str(), flows[0].packets), ("cart", "db", 3));
+
+    // A pod that has ended keeps its series as long as the history goes back, and its count for ever.
+    history.remove_ended(|_| true);
+    assert_eq!(history.totals().removed(), (0, 0));
+    for number in 3..20_000 {
+        history.begin(START + number * SECOND);
+        history.commit(START + (number + 1) * SECOND, &owners);
+    }
+    history.remove_ended(|labels| labels.pod == "cart");
+    assert_eq!((history.totals().len(), history.totals().removed()), (0, (3, 300)));
+}
+
+#[test]
+fn what_never_gets_a_name_is_counted_as_such() {
+    let mut owners = OwnerTable::new(100);
+    let unknown = owners.intern(pod("1", ""));
+    let mut history = History::new(HistoryLimits {
+        kubernetes: true,
+        ..limits(1000, 1 << 22, 10_000)
+    });
+    for number in 0..10 {
+        second(&mut history, &owners, number, unknown, OwnerId::UNKNOWN, ViaId::STRAIGHT);
+    }
+    let totals = history.totals();
+    let unattributed: u64 = totals
+        .unattributed()
+        .filter(|reason| reason.reason == "pod_unknown")
+        .map(|reason| reason.packets)
+        .sum();
+    assert_eq!(unattributed + totals.waiting(), 10);
+    assert!(unattributed >= 5);
 }

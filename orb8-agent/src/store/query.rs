@@ -1,15 +1,15 @@
 //! Queries over the history.
 
-use std::{cmp::Ordering, collections::BinaryHeap};
+use std::{cmp::Ordering, collections::BinaryHeap, net::IpAddr};
 
-use orb8_common::network::kind;
+use orb8_common::network::{FlowKey, kind};
 use orb8_proto::v1;
 use prost_types::Timestamp;
 
 use super::{
     Direction, History,
     delta::Delta,
-    filter::{Filter, OwnerMatches, QueryError},
+    filter::{Filter, OwnerMatches, QueryError, octets},
     flows::Flow,
     message::{self, timestamp},
     segment::{Segment, sum},
@@ -194,8 +194,17 @@ impl History {
             if !detail && !flow.is_remainder() {
                 return;
             }
-            if filter.asks_for_owners() && !self.matches_owner(&mut matching, flow, owners) {
+            if filter.asks_for_owners()
+                && !self.matches_owner(&mut matching, flow, owners)
+                && !filter.matches_service_namespace(self.flows.vias.get(flow.via))
+            {
                 return;
+            }
+            if filter.asks_for_peers() {
+                let peer = self.reported_peer(flow, owners).unwrap_or(flow.peer);
+                if !filter.matches_peer(flow, &owners.get(peer), self.flows.vias.get(flow.via)) {
+                    return;
+                }
             }
             if !detail {
                 hidden = hidden.saturating_add(delta.packets);
@@ -234,12 +243,6 @@ impl History {
                 "{hidden} packets are left out: they are counted by owner and direction without their flow, so \
                  it is not known whether they match the filter."
             ));
-        }
-        if filter.asks_for_pods() {
-            notes.push(
-                "This agent does not know of Kubernetes namespaces and pods, so nothing matches them."
-                    .to_owned(),
-            );
         }
         Ok(Selection {
             rows: top.into_rows(),
@@ -316,14 +319,16 @@ impl History {
     /// same packets from the other side, if exactly one did.
     fn reported_peer(&self, flow: &Flow, owners: &OwnerTable) -> Option<OwnerId> {
         let mut found: Option<OwnerId> = None;
-        for (_, other) in self.flows.observations(&flow.key) {
+        let translated = self.as_the_peer_sees_it(flow);
+        let keys = [Some(flow.key), translated].into_iter().flatten();
+        for (_, other) in keys.flat_map(|key| self.flows.observations(&key)) {
             // The sockets of one cgroup may talk to each other; an interface does not talk to itself.
             let elsewhere = other.key.point != flow.key.point || other.key.kind & kind::SOCKET != 0;
             if other.direction() == flow.direction() || !elsewhere || found == Some(other.owner) {
                 continue;
             }
             let owner = owners.get(other.owner);
-            if owner.kind != Kind::Process || owner.name().is_empty() {
+            if !matches!(owner.kind, Kind::Process | Kind::Pod) || owner.name().is_empty() {
                 continue;
             }
             if found.is_some() {
@@ -337,6 +342,27 @@ impl History {
         (peer.kind == Kind::Host || peer.attribution == Attribution::Unknown)
             .then_some(found)
             .flatten()
+    }
+
+    /// The key that the packets of a translated connection have at its other end.
+    fn as_the_peer_sees_it(&self, flow: &Flow) -> Option<FlowKey> {
+        let via = self.flows.vias.get(flow.via)?;
+        let mut key = flow.key;
+        let set = |address: &mut [u8; 16], port: &mut u16, to: Option<(IpAddr, u16)>| {
+            if let Some((ip, number)) = to {
+                (*address, *port) = (octets(ip), number);
+            }
+        };
+        set(&mut key.src, &mut key.sport, via.src);
+        set(&mut key.dst, &mut key.dport, via.dst);
+        if key == flow.key {
+            // These are the backend's packets: its client has the Service in their place.
+            match flow.direction() {
+                Direction::Egress => set(&mut key.src, &mut key.sport, via.asked),
+                Direction::Ingress => set(&mut key.dst, &mut key.dport, via.asked),
+            }
+        }
+        (key != flow.key).then_some(key)
     }
 
     /// The message of a row; `None` if the history has forgotten the flow since. Cost: some ten allocations.
@@ -354,7 +380,8 @@ impl History {
             &owners.get(flow.owner),
             &owners.get(reported.unwrap_or(flow.peer)),
             reported.is_some(),
-            self.flows.points.name(flow.point),
+            self.flows.points.get(flow.point),
+            self.flows.vias.get(flow.via),
             node,
         ))
     }

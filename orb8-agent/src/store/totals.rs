@@ -1,11 +1,11 @@
-//! Totals since the start, by owner, direction and protocol: what counters are exported from.
+//! Totals since the start, by owner, direction, protocol and kind of peer: what counters are exported from.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use orb8_common::network::{FlowKey, kind, protocol};
 
 use super::Direction;
-use crate::identity::owner::{Owner, OwnerId, OwnerTable};
+use crate::identity::owner::{Kind, Owner, OwnerId, OwnerTable};
 
 /// Protocols that have totals of their own.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -61,30 +61,98 @@ impl Protocol {
     }
 }
 
-/// Totals of one owner, direction and protocol since the start (or since the owner came back, if its series had
-/// been folded).
+/// How a series is called.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub struct Labels {
+    /// Kubernetes namespace of the pod.
+    pub namespace: String,
+    /// The pod.
+    pub pod: String,
+    /// `Kind/name` of what made the pod.
+    pub workload: String,
+    /// Of what is no pod: its name, so marked that owners of different sorts never share one.
+    pub owner: String,
+}
+
+impl Labels {
+    fn of(owner: &Owner) -> Self {
+        match owner.named_pod() {
+            Some(pod) => {
+                let (namespace, name) = pod.parts();
+                Self {
+                    namespace: namespace.to_owned(),
+                    pod: name.to_owned(),
+                    workload: pod.workload.clone(),
+                    owner: String::new(),
+                }
+            }
+            None => Self {
+                owner: label(owner),
+                ..Self::default()
+            },
+        }
+    }
+}
+
+/// Totals of one owner, direction, protocol and kind of peer since the start (or since the owner came back, if its
+/// series had been folded).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Series {
-    /// The owner's name, so marked that owners of different sorts never share one.
-    pub owner: String,
+    /// The owner.
+    pub labels: Labels,
     /// Direction, seen from the owner.
     pub direction: Direction,
     /// Protocol.
     pub protocol: Protocol,
+    /// Kind of the other end; `None` where the packets' flows had no room.
+    pub peer: Option<Kind>,
     /// Wire segments.
     pub packets: u64,
     /// Layer-3 bytes.
     pub bytes: u64,
 }
 
+/// Packets of which it is not known whose they are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unattributed {
+    /// What is missing.
+    pub reason: &'static str,
+    /// Wire segments.
+    pub packets: u64,
+    /// Layer-3 bytes.
+    pub bytes: u64,
+}
+
+/// Why an owner counts as not known.
+fn missing(owner: &Owner, kubernetes: bool) -> Option<usize> {
+    if kubernetes && owner.pod.as_ref().is_some_and(|pod| pod.full.is_empty()) {
+        return Some(0);
+    }
+    if !owner.name().is_empty() || owner.kind == Kind::Host {
+        return None;
+    }
+    Some(if owner.nameless != 0 { 1 } else { 2 })
+}
+
+/// Reasons of [`Unattributed`], by what [`missing`] returns.
+const REASONS: [&str; 3] = ["pod_unknown", "interface_without_owner", "socket_without_owner"];
+/// So many intervals a count waits for its owner's name, before it is filed as it is.
+const HOLD: u32 = 5;
+
 /// Name of the series that take what has none of its own.
 pub(crate) const OTHER: &str = "other";
 
-type Dimensions = (Direction, Protocol);
+/// What an owner's totals are divided by.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub(crate) struct Dimensions {
+    pub(crate) direction: Direction,
+    pub(crate) protocol: Protocol,
+    pub(crate) peer: Option<Kind>,
+}
 
 #[derive(Debug, Default)]
 struct OwnerTotals {
-    // At most 16, and mostly two: a list is smaller than a map.
+    // A hundred at most, and mostly two to six: a list is smaller than a map.
     series: Vec<(Dimensions, Count)>,
     last_seq: u32,
 }
@@ -109,10 +177,14 @@ impl Count {
 /// does `other`.
 #[derive(Debug)]
 pub struct Totals {
-    owners: BTreeMap<String, OwnerTotals>,
+    owners: BTreeMap<Labels, OwnerTotals>,
     other: OwnerTotals,
-    /// Counts of the current interval, whose owners' names are looked up when it ends.
-    open: HashMap<(OwnerId, Dimensions), Count>,
+    /// Counts of the current interval, whose owners' names are looked up when it ends, and of some intervals before
+    /// where the owner has no name yet; with the first one's sequence number, 0 until its end.
+    open: HashMap<(OwnerId, Dimensions), (Count, u32)>,
+    unattributed: [Count; REASONS.len()],
+    removed: Count,
+    kubernetes: bool,
     series: usize,
     max_series: usize,
     /// Intervals without traffic after which an owner may be folded.
@@ -122,11 +194,14 @@ pub struct Totals {
 }
 
 impl Totals {
-    pub(crate) fn new(max_series: usize, quiet: u32) -> Self {
+    pub(crate) fn new(max_series: usize, quiet: u32, kubernetes: bool) -> Self {
         Self {
             owners: BTreeMap::new(),
             other: OwnerTotals::default(),
             open: HashMap::new(),
+            unattributed: [Count::default(); REASONS.len()],
+            removed: Count::default(),
+            kubernetes,
             series: 0,
             max_series,
             quiet,
@@ -135,62 +210,155 @@ impl Totals {
         }
     }
 
-    pub(crate) fn add(
-        &mut self,
-        owner: OwnerId,
-        direction: Direction,
-        protocol: Protocol,
-        packets: u64,
-        bytes: u64,
-    ) {
+    pub(crate) fn add(&mut self, owner: OwnerId, dimensions: Dimensions, packets: u64, bytes: u64) {
         self.open
-            .entry((owner, (direction, protocol)))
+            .entry((owner, dimensions))
             .or_default()
+            .0
             .add(Count { packets, bytes });
+    }
+
+    /// Owners that counts are not filed under yet.
+    pub(crate) fn waiting_owners(&self) -> HashSet<OwnerId> {
+        self.open.keys().map(|(owner, _)| *owner).collect()
     }
 
     /// Ends an interval: files its counts under their owners' names.
     pub(crate) fn end_interval(&mut self, owners: &OwnerTable, seq: u32) {
         let mut folded_once = false;
-        for ((owner, dimensions), count) in self.open.drain() {
-            let name = label(&owners.get(owner));
-            let known = self
-                .owners
-                .get(&name)
-                .is_some_and(|totals| totals.has(dimensions));
-            if !known && self.series >= self.max_series && !folded_once {
-                folded_once = true;
-                let (series, folded) = fold(&mut self.owners, &mut self.other, seq, self.quiet);
-                self.series -= series;
-                self.folded += folded;
+        let mut open = std::mem::take(&mut self.open);
+        open.retain(|&(id, dimensions), (count, first)| {
+            let owner = owners.get(id);
+            let missing = missing(&owner, self.kubernetes);
+            if *first == 0 {
+                *first = seq;
             }
-            if known || self.series < self.max_series {
-                let totals = self.owners.entry(name).or_default();
-                totals.last_seq = seq;
-                self.series += usize::from(totals.add(dimensions, count));
-            } else {
-                self.turned_away += 1;
-                self.other.add(dimensions, count);
+            // An owner without a name may get one: not what has no id of its own.
+            if missing.is_some() && id != OwnerId::UNKNOWN && seq.saturating_sub(*first) < HOLD {
+                return true;
             }
-        }
+            if let Some(reason) = missing {
+                self.unattributed[reason].add(*count);
+            }
+            self.file(&owner, dimensions, *count, seq, &mut folded_once);
+            false
+        });
+        self.open = open;
         self.open.shrink_to(256);
+    }
+
+    fn file(
+        &mut self,
+        owner: &Owner,
+        dimensions: Dimensions,
+        count: Count,
+        seq: u32,
+        folded_once: &mut bool,
+    ) {
+        let labels = Labels::of(owner);
+        let known = self
+            .owners
+            .get(&labels)
+            .is_some_and(|totals| totals.has(dimensions));
+        if !known && self.series >= self.max_series && !*folded_once {
+            *folded_once = true;
+            let (series, folded) = fold(&mut self.owners, &mut self.other, seq, self.quiet);
+            self.series -= series;
+            self.folded += folded;
+        }
+        if known || self.series < self.max_series {
+            let totals = self.owners.entry(labels).or_default();
+            totals.last_seq = seq;
+            self.series += usize::from(totals.add(dimensions, count));
+        } else {
+            self.turned_away += 1;
+            self.other.add(dimensions, count);
+        }
+    }
+
+    /// Drops the series of owners that have `ended` and been quiet; what they counted is in [`Totals::removed`].
+    pub(crate) fn remove_ended(&mut self, seq: u32, mut ended: impl FnMut(&Labels) -> bool) {
+        let Self {
+            owners,
+            removed,
+            series,
+            quiet,
+            ..
+        } = self;
+        owners.retain(|labels, totals| {
+            let keep = seq.saturating_sub(totals.last_seq) <= *quiet || !ended(labels);
+            if !keep {
+                *series -= totals.series.len();
+                for (_, count) in &totals.series {
+                    removed.add(*count);
+                }
+            }
+            keep
+        });
     }
 
     /// All series, those under `other` last. In no interval's midst: as of the last one that ended.
     pub fn series(&self) -> impl Iterator<Item = Series> {
-        let named = self.owners.iter().map(|(name, totals)| (name.as_str(), totals));
-        named.chain([(OTHER, &self.other)]).flat_map(|(name, totals)| {
-            totals
-                .series
-                .iter()
-                .map(|&((direction, protocol), count)| Series {
-                    owner: name.to_owned(),
-                    direction,
-                    protocol,
+        let other = Labels {
+            owner: OTHER.to_owned(),
+            ..Labels::default()
+        };
+        self.owners
+            .iter()
+            .map(|(labels, totals)| (labels.clone(), totals))
+            .chain([(other, &self.other)])
+            .flat_map(|(labels, totals)| {
+                totals.series.iter().map(move |&(dimensions, count)| Series {
+                    labels: labels.clone(),
+                    direction: dimensions.direction,
+                    protocol: dimensions.protocol,
+                    peer: dimensions.peer,
                     packets: count.packets,
                     bytes: count.bytes,
                 })
-        })
+            })
+    }
+
+    /// Packets and bytes of one pod since the start, both directions.
+    #[must_use]
+    pub fn of_pod(&self, namespace: &str, pod: &str) -> (u64, u64) {
+        // The workload is between the pod and the end of the order.
+        let first = Labels {
+            namespace: namespace.to_owned(),
+            pod: pod.to_owned(),
+            ..Labels::default()
+        };
+        self.owners
+            .range(first..)
+            .take_while(|(labels, _)| labels.namespace == namespace && labels.pod == pod)
+            .flat_map(|(_, totals)| &totals.series)
+            .fold((0, 0), |(packets, bytes), (_, count)| {
+                (packets + count.packets, bytes + count.bytes)
+            })
+    }
+
+    /// Packets of which it is not known whose they are, by reason.
+    pub fn unattributed(&self) -> impl Iterator<Item = Unattributed> {
+        REASONS
+            .into_iter()
+            .zip(self.unattributed)
+            .map(|(reason, count)| Unattributed {
+                reason,
+                packets: count.packets,
+                bytes: count.bytes,
+            })
+    }
+
+    /// Packets and bytes of series that were removed, since their pods had ended.
+    #[must_use]
+    pub const fn removed(&self) -> (u64, u64) {
+        (self.removed.packets, self.removed.bytes)
+    }
+
+    /// Packets that wait for their owner's name, and are in no series yet.
+    #[must_use]
+    pub fn waiting(&self) -> u64 {
+        self.open.values().map(|(count, _)| count.packets).sum()
     }
 
     /// Series with a name of their own.
@@ -227,7 +395,7 @@ impl Totals {
         // Name, tree node share and a list of a few entries.
         self.owners.len() * 160
             + self.series * size_of::<(Dimensions, Count)>()
-            + self.open.capacity() * (size_of::<((OwnerId, Dimensions), Count)>() + 1)
+            + self.open.capacity() * (size_of::<((OwnerId, Dimensions), (Count, u32))>() + 1)
     }
 }
 
@@ -249,7 +417,7 @@ impl OwnerTotals {
 
 /// Moves the series of owners quiet for longer than `quiet` intervals to `other`. How many series and owners.
 fn fold(
-    owners: &mut BTreeMap<String, OwnerTotals>,
+    owners: &mut BTreeMap<Labels, OwnerTotals>,
     other: &mut OwnerTotals,
     seq: u32,
     quiet: u32,
@@ -275,7 +443,7 @@ pub(crate) fn label(owner: &Owner) -> String {
     let name = owner.name();
     if name.is_empty() {
         return match owner.kind {
-            crate::identity::owner::Kind::Host => "host".to_owned(),
+            Kind::Host => "host".to_owned(),
             _ => "unknown".to_owned(),
         };
     }
@@ -312,6 +480,12 @@ mod tests {
         }
     }
 
+    const TCP: Dimensions = Dimensions {
+        direction: Direction::Egress,
+        protocol: Protocol::Tcp,
+        peer: None,
+    };
+
     fn sum(totals: &Totals) -> u64 {
         totals.series().map(|series| series.packets).sum()
     }
@@ -342,10 +516,10 @@ mod tests {
     #[test]
     fn beyond_the_bound_everything_is_under_other_and_nothing_is_lost() {
         let mut owners = OwnerTable::new(100);
-        let mut totals = Totals::new(3, 5);
+        let mut totals = Totals::new(3, 5, false);
         for n in 0..10 {
             let owner = owners.intern(process(&format!("p{n}")));
-            totals.add(owner, Direction::Egress, Protocol::Tcp, 1, 10);
+            totals.add(owner, TCP, 1, 10);
         }
         totals.end_interval(&owners, 1);
         assert_eq!(totals.len(), 3);
@@ -354,7 +528,7 @@ mod tests {
         let other = |totals: &Totals| {
             totals
                 .series()
-                .filter(|s| s.owner == OTHER)
+                .filter(|s| s.labels.owner == OTHER)
                 .map(|s| s.packets)
                 .sum::<u64>()
         };
@@ -362,7 +536,7 @@ mod tests {
 
         // Long after, a new owner gets the place of the quiet ones; the sum is as it was, and one more.
         let new = owners.intern(process("new"));
-        totals.add(new, Direction::Egress, Protocol::Tcp, 1, 10);
+        totals.add(new, TCP, 1, 10);
         totals.end_interval(&owners, 10);
         assert_eq!((totals.len(), totals.folded()), (1, 3));
         assert_eq!(sum(&totals), 11);

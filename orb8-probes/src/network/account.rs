@@ -11,7 +11,7 @@ use orb8_probes::network::{
     segments::wire_segments,
 };
 
-use crate::{atomic, events, maps, settings};
+use crate::{atomic, dns, events, maps, settings};
 
 /// TCP flags (RFC 9293 §3.1).
 pub(crate) const FIN: u8 = 0x01;
@@ -99,6 +99,9 @@ pub(crate) fn account(
     } else {
         amount.tgid = tgid();
         enter(&packet.key, &amount, control, stats);
+    }
+    if dns::is_answer(packet) {
+        dns::send(skb, packet, amount.now);
     }
     let interesting = amount.tcp_flags & (SYN | FIN | RST) != 0;
     if interesting && control.events != 0 {

@@ -18,6 +18,8 @@ mod atomic;
 #[cfg(target_arch = "bpf")]
 mod classifier;
 #[cfg(target_arch = "bpf")]
+mod dns;
+#[cfg(target_arch = "bpf")]
 mod events;
 #[cfg(target_arch = "bpf")]
 mod frame;

@@ -72,6 +72,10 @@ pub(crate) const RECENT_SLOTS: u32 = 65_536;
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
+/// DNS answers.
+#[map]
+pub(crate) static DNS_ANSWERS: RingBuf = RingBuf::with_byte_size(256 << 10, 0);
+
 /// Process (tgid) that made a socket, by socket cookie; goes with the socket.
 #[map]
 pub(crate) static SOCKET_TGID: LruHashMap<u64, u32> = LruHashMap::with_max_entries(32_768, 0);

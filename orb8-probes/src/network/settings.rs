@@ -47,3 +47,6 @@ pub(crate) static RING_BYTES: Setting<u32> = Setting(1 << 20);
 /// 1: atomic `or` exists (Linux 5.12).
 #[unsafe(no_mangle)]
 pub(crate) static ATOMIC_OR: Setting<u32> = Setting(0);
+/// 1: DNS answers are copied to user space.
+#[unsafe(no_mangle)]
+pub(crate) static DNS_WANTED: Setting<u32> = Setting(0);

@@ -129,7 +129,11 @@ impl Follower {
             Ok(_) => debug!(interface = interface.name, role = ?interface.role, "observed"),
             Err(reason) => warn!(interface = interface.name, reason, "not observed"),
         }
-        let owner = lock(&self.core.identity).interface_owner(&interface);
+        let owner = {
+            let mut names = lock(&self.core.names);
+            names.identity.interface_came(&interface);
+            names.interface_owner(&interface)
+        };
         lock(&self.core.points).insert(Point::new(interface, owner, attached));
     }
 

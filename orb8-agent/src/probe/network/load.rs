@@ -36,6 +36,8 @@ pub struct NetworkOptions {
     pub metrics_port: u16,
     /// Whether the agent listens on loopback only.
     pub loopback_only: bool,
+    /// Whether DNS answers are copied out.
+    pub dns: bool,
 }
 
 /// Why the network probe did not load.
@@ -233,11 +235,13 @@ pub struct Network {
     pub counters: Counters,
     /// The event ring.
     pub events: EventRing,
+    /// The ring of DNS answers.
+    pub dns_answers: EventRing,
     /// Names of processes by socket.
     pub processes: SocketProcesses,
 }
 
-/// The event ring's reading end.
+/// A ring's reading end.
 pub struct EventRing(pub(crate) RingBuf<MapData>);
 
 impl std::fmt::Debug for EventRing {
@@ -268,7 +272,7 @@ impl Network {
         let (coarse, atomic_or) = (flag(features.coarse_clock), flag(features.atomic_or));
         let (grpc, metrics) = (u32::from(options.grpc_port), u32::from(options.metrics_port));
         let loopback = flag(options.loopback_only);
-        let pressure = options.flow_entries / 2;
+        let (pressure, dns) = (options.flow_entries / 2, flag(options.dns));
         let mut ebpf = EbpfLoader::new()
             // Nothing in the object needs the kernel's own types.
             .btf(None)
@@ -282,6 +286,7 @@ impl Network {
             .override_global("SELF_LOOPBACK", &loopback, true)
             .override_global("RING_BYTES", &options.ring_bytes, true)
             .override_global("FLOW_PRESSURE", &pressure, true)
+            .override_global("DNS_WANTED", &dns, true)
             .map_max_entries("FLOWS_0", options.flow_entries)
             .map_max_entries("FLOWS_1", options.flow_entries)
             .map_max_entries("EVENTS", options.ring_bytes)
@@ -318,6 +323,7 @@ impl Network {
         let names = typed(&mut ebpf, "PROCESS_NAMES")?;
         let tgids = typed(&mut ebpf, "SOCKET_TGID")?;
         let events = EventRing(typed(&mut ebpf, "EVENTS")?);
+        let dns_answers = EventRing(typed(&mut ebpf, "DNS_ANSWERS")?);
         Ok(Self {
             programs: NetworkPrograms { ebpf: Some(ebpf) },
             epochs,
@@ -330,6 +336,7 @@ impl Network {
                 maps,
             },
             events,
+            dns_answers,
             processes: SocketProcesses { names, tgids },
         })
     }

@@ -138,6 +138,11 @@ impl Points {
     }
 
     /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Point> {
+        self.by_index.values()
+    }
+
+    /// All of them, to change them.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Point> {
         self.by_index.values_mut()
     }

@@ -1,0 +1,331 @@
+//! Makes the container image without a container engine: two static programs in an OCI archive
+//! (<https://github.com/opencontainers/image-spec>, v1.1), which containerd, kind and Docker load.
+//!
+//! Two runs over the same sources give the same bytes: files are in a fixed order, with a fixed time and owner.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use flate2::{Compression, GzBuilder};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+/// The image's name in `deploy/`.
+const NAME: &str = "ghcr.io/orb8/orb8-agent";
+/// Compressed, as a registry stores it.
+const MAX_BYTES: usize = 25 << 20;
+/// The programs in it; the first one is what it runs.
+const PROGRAMS: [&str; 2] = ["orb8-agent", "orb8"];
+
+/// Processors that the image is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Arch {
+    Amd64,
+    Arm64,
+}
+
+impl Arch {
+    const fn target(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-unknown-linux-musl",
+            Self::Arm64 => "aarch64-unknown-linux-musl",
+        }
+    }
+
+    const fn oci(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// Environment for the C code in dependencies, and for linking; and what to install for it.
+    const fn toolchain(self) -> (&'static [(&'static str, &'static str)], &'static str, &'static str) {
+        match self {
+            Self::Amd64 => (
+                &[("CC_x86_64_unknown_linux_musl", "musl-gcc")],
+                "musl-gcc",
+                "musl-tools",
+            ),
+            Self::Arm64 => (
+                &[
+                    ("CC_aarch64_unknown_linux_musl", "aarch64-linux-gnu-gcc"),
+                    ("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld"),
+                ],
+                "aarch64-linux-gnu-gcc",
+                "gcc-aarch64-linux-gnu",
+            ),
+        }
+    }
+}
+
+/// Options of `image`.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Processor that the image is for.
+    #[arg(long, value_enum, default_value = "amd64")]
+    arch: Arch,
+    /// The archive; made anew.
+    #[arg(long, value_name = "FILE", default_value = "target/orb8-agent-image.tar")]
+    out: PathBuf,
+    /// Name of the image.
+    #[arg(long, value_name = "NAME:TAG", default_value = concat!("ghcr.io/orb8/orb8-agent:", env!("CARGO_PKG_VERSION")))]
+    name: String,
+}
+
+/// Builds the programs and the image.
+///
+/// # Errors
+/// If a toolchain is missing (with what to install), the build fails, or the image is larger than it may be.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("xtask has no parent directory")?;
+    ensure!(
+        options.name.split_once(':').is_some_and(|(name, tag)| !name.is_empty() && !tag.is_empty()),
+        "--name {}: NAME:TAG is needed, such as {NAME}:dev",
+        options.name
+    );
+    let binaries = build(root, options.arch)?;
+    let archive = archive(&binaries, options.arch, &options.name)?;
+    if let Some(parent) = options.out.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    }
+    fs::write(&options.out, &archive.bytes)
+        .with_context(|| format!("cannot write {}", options.out.display()))?;
+    println!(
+        "{}: {} for {}, {:.1} MiB ({:.1} MiB unpacked), {}",
+        options.out.display(),
+        options.name,
+        options.arch.oci(),
+        mib(archive.layer_bytes),
+        mib(archive.unpacked_bytes),
+        archive.digest,
+    );
+    Ok(())
+}
+
+fn mib(bytes: usize) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// Builds the static programs; returns name and contents of each.
+fn build(root: &Path, arch: Arch) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let (environment, compiler, package) = arch.toolchain();
+    ensure!(
+        Command::new(compiler).arg("--version").output().is_ok(),
+        "{compiler} is not on the PATH: apt-get install {package}"
+    );
+    let target = arch.target();
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output()?.stdout;
+    let library = PathBuf::from(String::from_utf8(sysroot)?.trim())
+        .join("lib/rustlib")
+        .join(target);
+    if !library.exists() {
+        let added = Command::new("rustup").args(["target", "add", target]).status();
+        ensure!(
+            added.is_ok_and(|status| status.success()),
+            "the Rust standard library for {target} is missing: rustup target add {target}"
+        );
+    }
+    let status = Command::new(env!("CARGO"))
+        .current_dir(root)
+        .args(["build", "--locked", "--release", "--target", target])
+        .args(["-p", "orb8-agent", "-p", "orb8-cli"])
+        .envs(environment.iter().copied())
+        // Nothing of where the checkout lies gets into the image.
+        .env("RUSTFLAGS", format!("--remap-path-prefix={}=.", root.display()))
+        .status()
+        .context("cannot run cargo")?;
+    ensure!(status.success(), "the static programs did not build");
+    let directory = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    PROGRAMS
+        .into_iter()
+        .map(|name| {
+            let path = directory.join(target).join("release").join(name);
+            let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            Ok((name, bytes))
+        })
+        .collect()
+}
+
+#[derive(Debug)]
+struct Archive {
+    bytes: Vec<u8>,
+    layer_bytes: usize,
+    unpacked_bytes: usize,
+    /// Of the manifest.
+    digest: String,
+}
+
+/// Makes the archive of an image with these programs at its root.
+fn archive(programs: &[(&str, Vec<u8>)], arch: Arch, name: &str) -> Result<Archive> {
+    let mut layer = tar::Builder::new(Vec::new());
+    for (program, bytes) in programs {
+        append(&mut layer, program, bytes, 0o755)?;
+    }
+    let layer = layer.into_inner()?;
+    let unpacked_bytes = programs.iter().map(|(_, bytes)| bytes.len()).sum();
+    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
+    gzip.write_all(&layer)?;
+    let compressed = gzip.finish()?;
+    ensure!(
+        compressed.len() <= MAX_BYTES,
+        "the image has {:.1} MiB, more than the {:.0} it may have: which dependency has grown?",
+        mib(compressed.len()),
+        mib(MAX_BYTES)
+    );
+    let Some((entrypoint, _)) = programs.first() else {
+        bail!("an image without programs");
+    };
+    let config = serde_json::to_vec(&json!({
+        "architecture": arch.oci(),
+        "os": "linux",
+        "config": {
+            "Entrypoint": [format!("/{entrypoint}")],
+            "Env": ["PATH=/"],
+            "WorkingDir": "/",
+            "Labels": {
+                "org.opencontainers.image.source": env!("CARGO_PKG_REPOSITORY"),
+                "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
+                "org.opencontainers.image.licenses": env!("CARGO_PKG_LICENSE"),
+            },
+        },
+        "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
+    }))?;
+    let manifest = serde_json::to_vec(&json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar+gzip", &compressed)],
+    }))?;
+    let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+    entry["platform"] = json!({"architecture": arch.oci(), "os": "linux"});
+    let tag = name.rsplit_once(':').map_or("latest", |(_, tag)| tag);
+    entry["annotations"] = json!({
+        // containerd takes the whole name from here.
+        "io.containerd.image.name": name,
+        "org.opencontainers.image.ref.name": tag,
+    });
+    let index = serde_json::to_vec(&json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [entry],
+    }))?;
+    // `docker load` reads this.
+    let docker = serde_json::to_vec(&json!([{
+        "Config": blob(&config),
+        "RepoTags": [name],
+        "Layers": [blob(&compressed)],
+    }]))?;
+
+    let mut archive = tar::Builder::new(Vec::new());
+    append(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
+    append(&mut archive, "index.json", &index, 0o644)?;
+    append(&mut archive, "manifest.json", &docker, 0o644)?;
+    for bytes in [&config, &manifest, &compressed] {
+        append(&mut archive, &blob(bytes), bytes, 0o644)?;
+    }
+    Ok(Archive {
+        bytes: archive.into_inner()?,
+        layer_bytes: compressed.len(),
+        unpacked_bytes,
+        digest: digest(&manifest),
+    })
+}
+
+fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8], mode: u32) -> Result<()> {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(mode);
+    header.set_mtime(0);
+    header.set_uid(0);
+    header.set_gid(0);
+    archive
+        .append_data(&mut header, path, bytes)
+        .with_context(|| format!("cannot add {path} to the archive"))
+}
+
+fn hex_digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex_digest(bytes))
+}
+
+fn blob(bytes: &[u8]) -> String {
+    format!("blobs/sha256/{}", hex_digest(bytes))
+}
+
+fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
+    json!({"mediaType": media_type, "digest": digest(bytes), "size": bytes.len()})
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, io::Read as _};
+
+    use super::*;
+
+    fn files(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
+        let mut archive = tar::Archive::new(bytes);
+        archive
+            .entries()
+            .unwrap()
+            .map(|entry| {
+                let mut entry = entry.unwrap();
+                let mut contents = Vec::new();
+                entry.read_to_end(&mut contents).unwrap();
+                (entry.path().unwrap().display().to_string(), contents)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_digest_is_of_what_is_there() {
+        let programs = [("orb8-agent", b"agent".to_vec()), ("orb8", b"cli".to_vec())];
+        let image = archive(&programs, Arch::Amd64, "example.com/orb8:1").unwrap();
+        let files = files(&image.bytes);
+        let read = |descriptor: &Value| -> &Vec<u8> {
+            let digest = descriptor["digest"].as_str().unwrap();
+            let contents = &files[&digest.replace("sha256:", "blobs/sha256/")];
+            assert_eq!(super::digest(contents), digest);
+            assert_eq!(descriptor["size"], contents.len());
+            contents
+        };
+        let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
+        let entry = &index["manifests"][0];
+        assert_eq!(entry["annotations"]["io.containerd.image.name"], "example.com/orb8:1");
+        let manifest: Value = serde_json::from_slice(read(entry)).unwrap();
+        let config: Value = serde_json::from_slice(read(&manifest["config"])).unwrap();
+        assert_eq!(config["config"]["Entrypoint"][0], "/orb8-agent");
+        let mut layer = Vec::new();
+        flate2::read::GzDecoder::new(&read(&manifest["layers"][0])[..])
+            .read_to_end(&mut layer)
+            .unwrap();
+        assert_eq!(config["rootfs"]["diff_ids"][0], digest(&layer));
+        let unpacked = self::files(&layer);
+        assert_eq!(unpacked["orb8"], b"cli");
+        // The same programs give the same image.
+        let again = archive(&programs, Arch::Amd64, "example.com/orb8:1").unwrap();
+        assert_eq!(image.bytes, again.bytes);
+    }
+
+    #[test]
+    fn an_image_that_has_grown_too_large_is_refused() {
+        let mut random = vec![0u8; MAX_BYTES + (1 << 20)];
+        let mut state = 1u64;
+        for byte in &mut random {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            *byte = (state >> 56) as u8;
+        }
+        let error = archive(&[("orb8-agent", random)], Arch::Arm64, "a:1").unwrap_err();
+        assert!(error.to_string().contains("more than the 25"), "{error}");
+    }
+}
