@@ -46,7 +46,7 @@ Examples:
   sudo orb8 flows --standalone --interface 'eth*' --duration 10s
 
 Edges: a flow inside of the cluster is reported by both of its ends. --edges joins the two: SENT is
-what the source counted, RECEIVED what the destination did, LOST the difference. `-` where one end
+what the source counted, RECEIVED what the destination did, LOST the difference in packets. `-` where one end
 did not report: nothing is known, nothing is lost. `~`: the flow was still running, so that the
 difference may be on its way. In JSON: `sent`, `received` and `elsewhere` (the same packets at
 further points), each with node, packets and bytes; `lost_packets`, `lost_bytes`; `settled`.

@@ -129,7 +129,11 @@ pub(crate) async fn find(args: &ClusterArgs) -> anyhow::Result<Fleet> {
         }
     }
     if members.is_empty() {
-        let told: Vec<String> = missing.iter().take(3).map(|(node, why)| format!("{node}: {why}")).collect();
+        let told: Vec<String> = missing
+            .iter()
+            .take(3)
+            .map(|(node, why)| format!("{node}: {why}"))
+            .collect();
         return Err(unreachable(format!("no agent runs ({})", told.join("; "))).into());
     }
     Ok(Fleet::many(members, missing, format!("context {context}")).in_namespace(namespace))
@@ -140,7 +144,9 @@ async fn config(args: &ClusterArgs) -> Result<(Config, String), ClusterError> {
     let told = |error: &KubeconfigError| ClusterError::Config(chain(error));
     let kubeconfig = match args.kubeconfig.as_deref() {
         Some(path) => Kubeconfig::read_from(path).map_err(|error| told(&error))?,
-        None => default_kubeconfig().map_err(|error| told(&error))?.ok_or(ClusterError::NoContext)?,
+        None => default_kubeconfig()
+            .map_err(|error| told(&error))?
+            .ok_or(ClusterError::NoContext)?,
     };
     let context = args
         .context
@@ -184,7 +190,9 @@ async fn list(
             .map_err(|error| (error, Some(namespace.to_owned())))?;
         return Ok((pods.items, format!("namespace {namespace}")));
     }
-    let own = Api::<Pod>::namespaced(client.clone(), NAMESPACE).list(&params).await;
+    let own = Api::<Pod>::namespaced(client.clone(), NAMESPACE)
+        .list(&params)
+        .await;
     match own {
         Ok(pods) if !pods.items.is_empty() => return Ok((pods.items, String::new())),
         Ok(_) => {}
@@ -259,7 +267,10 @@ fn by_node(pods: Vec<Pod>) -> BTreeMap<String, AgentPod> {
 
 fn member(client: &kube::Client, node: &str, agent: AgentPod, context: &str) -> Member {
     let trouble = Trouble::default();
-    let title = format!("the agent of node {node} (pod {}/{})", agent.namespace, agent.name);
+    let title = format!(
+        "the agent of node {node} (pod {}/{})",
+        agent.namespace, agent.name
+    );
     let way = Way {
         pods: Api::namespaced(client.clone(), &agent.namespace),
         node: node.to_owned(),
@@ -273,7 +284,12 @@ fn member(client: &kube::Client, node: &str, agent: AgentPod, context: &str) -> 
         .keep_alive_timeout(Duration::from_secs(5))
         .connect_with_connector_lazy(tower::service_fn(move |_| {
             let way = way.clone();
-            async move { way.connect().await.map(TokioIo::new).map_err(std::io::Error::other) }
+            async move {
+                way.connect()
+                    .await
+                    .map(TokioIo::new)
+                    .map_err(std::io::Error::other)
+            }
         }));
     Member::new(channel, format!("node {node}"), title).with_deadline(trouble)
 }
@@ -300,14 +316,20 @@ impl Way {
         let params = ListParams::default()
             .labels(SELECTOR)
             .fields(&format!("spec.nodeName={}", self.node));
-        let pods = self.pods.list(&params).await.map_err(|error| self.explain(&error))?;
+        let pods = self
+            .pods
+            .list(&params)
+            .await
+            .map_err(|error| self.explain(&error))?;
         let agent = by_node(pods.items)
             .remove(&self.node)
             .ok_or_else(|| format!("its agent, pod {}/{}, is gone", self.namespace, self.agent))?;
         if let Some(trouble) = agent.trouble() {
             return Err(trouble);
         }
-        self.forward(&agent.name).await.map_err(|error| self.explain(&error))
+        self.forward(&agent.name)
+            .await
+            .map_err(|error| self.explain(&error))
     }
 
     async fn forward(&self, pod: &str) -> Result<DuplexStream, kube::Error> {
@@ -316,13 +338,16 @@ impl Way {
             let (trouble, pod) = (self.trouble.clone(), format!("{}/{pod}", self.namespace));
             tokio::spawn(async move {
                 if let Some(error) = error.await {
-                    trouble.set(Some(format!("port {PORT} of pod {pod} can't be reached: {}", error.trim())));
+                    trouble.set(Some(format!(
+                        "port {PORT} of pod {pod} can't be reached: {}",
+                        error.trim()
+                    )));
                 }
             });
         }
-        forwarder
-            .take_stream(PORT)
-            .ok_or(kube::Error::UpgradeConnection(UpgradeConnectionError::MissingUpgradeWebSocketHeader))
+        forwarder.take_stream(PORT).ok_or(kube::Error::UpgradeConnection(
+            UpgradeConnectionError::MissingUpgradeWebSocketHeader,
+        ))
     }
 
     fn explain(&self, error: &kube::Error) -> String {
@@ -342,7 +367,9 @@ impl Way {
 fn status_of(error: &kube::Error) -> Option<u16> {
     match error {
         kube::Error::Api(status) => Some(status.code),
-        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(status)) => Some(status.as_u16()),
+        kube::Error::UpgradeConnection(UpgradeConnectionError::ProtocolSwitch(status)) => {
+            Some(status.as_u16())
+        }
         _ => None,
     }
 }
@@ -413,7 +440,10 @@ mod tests {
             pod("nowhere", None, "Pending", false, false),
             Pod::default(),
         ]);
-        let names: Vec<_> = agents.iter().map(|(node, agent)| (&**node, &*agent.name)).collect();
+        let names: Vec<_> = agents
+            .iter()
+            .map(|(node, agent)| (&**node, &*agent.name))
+            .collect();
         assert_eq!(names, [("n1", "new"), ("n2", "unready"), ("n3", "waiting")]);
         assert_eq!(agents["n2"].trouble(), None);
         assert_eq!(
@@ -431,7 +461,10 @@ mod tests {
         };
         assert!(!forbidden.is_absence());
         let text = forbidden.to_string();
-        assert!(text.contains("kubectl auth can-i create pods/portforward -n orb8"), "{text}");
+        assert!(
+            text.contains("kubectl auth can-i create pods/portforward -n orb8"),
+            "{text}"
+        );
         let none = ClusterError::NoAgents {
             context: "c".into(),
             looked: "all namespaces".into(),

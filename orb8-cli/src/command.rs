@@ -39,7 +39,11 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<Outcome> {
 
 /// Verbs that ask nobody take no agent.
 fn local(verb: &str, target: &TargetArgs) -> anyhow::Result<()> {
-    if !target.agent.is_empty() || target.standalone || !target.interface.is_empty() || target.cluster.is_asked() {
+    if !target.agent.is_empty()
+        || target.standalone
+        || !target.interface.is_empty()
+        || target.cluster.is_asked()
+    {
         return Err(Usage(format!(
             "`orb8 {verb}` is about this machine and asks no agent: leave --agent, --standalone, --interface and the cluster's options out"
         ))

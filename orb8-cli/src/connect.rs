@@ -172,9 +172,14 @@ fn with_agents(addresses: &[AgentAddress]) -> anyhow::Result<Fleet> {
     let mut members: Vec<Member> = Vec::new();
     for address in addresses {
         if members.iter().any(|member| member.name == address.0) {
-            return Err(Usage(format!("the agent at {address} is named twice: it would be counted twice")).into());
+            return Err(Usage(format!(
+                "the agent at {address} is named twice: it would be counted twice"
+            ))
+            .into());
         }
-        let channel = endpoint(&address.0)?.connect_timeout(CONNECT_TIMEOUT).connect_lazy();
+        let channel = endpoint(&address.0)?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_lazy();
         members.push(named(channel, &address.0).with_deadline(Trouble::default()));
     }
     let name = format!("{} agents", members.len());
@@ -191,7 +196,11 @@ async fn local() -> Option<Fleet> {
         let endpoint = endpoint(LOCAL).ok()?.connect_timeout(LOCAL_TIMEOUT);
         let channel = endpoint.connect().await.ok()?;
         let mut member = named(channel, LOCAL);
-        member.client.get_agent_status(GetAgentStatusRequest {}).await.ok()?;
+        member
+            .client
+            .get_agent_status(GetAgentStatusRequest {})
+            .await
+            .ok()?;
         Some(Fleet::one(member))
     };
     tokio::time::timeout(ANSWER_TIMEOUT, attempt).await.ok().flatten()
@@ -251,7 +260,12 @@ mod tests {
         assert_eq!(target(&flags("--agent a:1 "), Some("e:1")).unwrap(), agent("a:1"));
         assert_eq!(target(&flags("--agent a:1,b "), None).unwrap(), agent("a:1,b"));
         assert_eq!(target(&flags(""), Some("a:1, b:2")).unwrap(), agent("a:1,b:2"));
-        for cluster in ["--context c ", "--kubeconfig f ", "--node n ", "--agent-namespace n "] {
+        for cluster in [
+            "--context c ",
+            "--kubeconfig f ",
+            "--node n ",
+            "--agent-namespace n ",
+        ] {
             assert_eq!(target(&flags(cluster), Some("e:1")).unwrap(), Target::Cluster);
         }
         assert_eq!(

@@ -103,9 +103,15 @@ mod tests {
     fn sorted_by_what_is_known_of_either_end() {
         let mut edges = [edge(1, 5), edge(3, 4), edge(2, 9)];
         sort(&mut edges, FlowSort::Bytes);
-        assert_eq!(edges.each_ref().map(|edge| edge.counts().unwrap().bytes), [3, 2, 1]);
+        assert_eq!(
+            edges.each_ref().map(|edge| edge.counts().unwrap().bytes),
+            [3, 2, 1]
+        );
         sort(&mut edges, FlowSort::Last);
-        assert_eq!(edges.each_ref().map(|edge| edge.counts().unwrap().bytes), [2, 1, 3]);
+        assert_eq!(
+            edges.each_ref().map(|edge| edge.counts().unwrap().bytes),
+            [2, 1, 3]
+        );
     }
 
     #[test]

@@ -173,7 +173,10 @@ pub(crate) fn service(flow: &Flow) -> String {
             ethertype => names::ethertype(ethertype).into_owned(),
         };
     }
-    let kubernetes = flow.service.as_ref().and_then(|service| service_name(service, flow.protocol));
+    let kubernetes = flow
+        .service
+        .as_ref()
+        .and_then(|service| service_name(service, flow.protocol));
     if let Some(name) = kubernetes {
         return name;
     }
@@ -208,6 +211,25 @@ pub(crate) fn service(flow: &Flow) -> String {
         Some(name) => format!(":{port}{suffix} {name}"),
         None => format!(":{port}{suffix}"),
     }
+}
+
+/// [`service`], for where there is little room: without the Service's namespace where a pod beside it has the same.
+pub(crate) fn short_service(flow: &Flow) -> String {
+    let Some(service_of) = &flow.service else {
+        return service(flow);
+    };
+    let beside = [&flow.src, &flow.dst]
+        .into_iter()
+        .flatten()
+        .any(|end| !end.pod.is_empty() && end.namespace == service_of.namespace);
+    if beside && !flow.remainder {
+        let short = Service {
+            namespace: String::new(),
+            ..service_of.clone()
+        };
+        return service_name(&short, flow.protocol).unwrap_or_else(|| service(flow));
+    }
+    service(flow)
 }
 
 /// The serving end's port: where a lone SYN goes, else the port that is known to serve, else the lower one.
@@ -334,6 +356,11 @@ mod tests {
         assert_eq!(peer_name(&flow), "service shop/db:5432");
         flow.protocol = 17;
         assert_eq!(service(&flow), "shop/db:5432/udp");
+        assert_eq!(short_service(&flow), "shop/db:5432/udp");
+        let client = flow.src.as_mut().unwrap();
+        client.namespace = "shop".into();
+        client.pod = "cart-0".into();
+        assert_eq!(short_service(&flow), "db:5432/udp");
     }
 
     #[test]

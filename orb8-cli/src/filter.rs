@@ -104,7 +104,9 @@ pub(crate) fn names(text: &str) -> Result<String, String> {
 
 /// As [`names`]; addresses as the agent expects them.
 pub(crate) fn peers(text: &str) -> Result<String, String> {
-    names(text).map_err(|_| "an address, kind, pod, labels, workload, service, node or DNS name is needed".to_owned())?;
+    names(text).map_err(|_| {
+        "an address, kind, pod, labels, workload, service, node or DNS name is needed".to_owned()
+    })?;
     if is_selector(text) {
         return Ok(text.to_owned());
     }
@@ -113,7 +115,14 @@ pub(crate) fn peers(text: &str) -> Result<String, String> {
         match address(peer) {
             Ok(address) => Ok(address),
             // Kinds, names and host names have no such characters: this was meant to be an address.
-            Err(expected) if peer.contains(':') || peer.contains('/') && peer.starts_with(|c: char| c.is_ascii_digit()) && peer.contains('.') => Err(expected),
+            Err(expected)
+                if peer.contains(':')
+                    || peer.contains('/')
+                        && peer.starts_with(|c: char| c.is_ascii_digit())
+                        && peer.contains('.') =>
+            {
+                Err(expected)
+            }
             Err(_) => Ok(peer.to_owned()),
         }
     });
@@ -146,7 +155,11 @@ impl Scope {
     /// As typed; else `default`, the namespace of the context through which the answer comes, as kubectl does it.
     /// Names that have a namespace of their own need no other.
     pub(crate) fn new(args: &ScopeArgs, names: &[&[String]], default: Option<&str>) -> Self {
-        let named = names.iter().copied().flatten().any(|name| !is_selector(name) && has_namespace(name));
+        let named = names
+            .iter()
+            .copied()
+            .flatten()
+            .any(|name| !is_selector(name) && has_namespace(name));
         match default {
             Some(default) if args.namespace.is_empty() && !args.all_namespaces && !named => Self {
                 namespaces: vec![default.to_owned()],
@@ -172,7 +185,9 @@ impl Scope {
     /// What the reader must know of it: a sentence, if the user did not ask for it.
     pub(crate) fn note(&self) -> Option<String> {
         let namespace = self.namespaces.first().filter(|_| self.by_default)?;
-        Some(format!("namespace {namespace} only, as the kubeconfig's context says (-A: all namespaces)"))
+        Some(format!(
+            "namespace {namespace} only, as the kubeconfig's context says (-A: all namespaces)"
+        ))
     }
 }
 

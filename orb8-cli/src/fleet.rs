@@ -74,10 +74,7 @@ impl Member {
     ///
     /// # Errors
     /// The agent's, or that it took too long.
-    pub(crate) async fn within<T>(
-        &self,
-        work: impl Future<Output = Result<T, Status>>,
-    ) -> Result<T, Status> {
+    pub(crate) async fn within<T>(&self, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
         let Some(deadline) = self.deadline else {
             return work.await;
         };
@@ -238,7 +235,10 @@ impl Fleet {
 
     /// A sentence for each that cannot be asked.
     pub(crate) fn missing_sentences(&self) -> Vec<String> {
-        self.missing.iter().map(|(name, why)| no_answer(name, why)).collect()
+        self.missing
+            .iter()
+            .map(|(name, why)| no_answer(name, why))
+            .collect()
     }
 
     /// Detaches the probes, if this command loaded them.

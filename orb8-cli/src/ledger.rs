@@ -38,7 +38,10 @@ impl Losses {
 
     /// Adds what another answer misses, told as `who`'s.
     pub(crate) fn add(&mut self, who: &str, other: Self) {
-        let told = other.sentences.into_iter().map(|sentence| format!("{who}: {sentence}"));
+        let told = other
+            .sentences
+            .into_iter()
+            .map(|sentence| format!("{who}: {sentence}"));
         self.sentences.extend(told);
     }
 

@@ -3,8 +3,8 @@
 use std::{cmp::Ordering, collections::VecDeque};
 
 use orb8_proto::v1::{
-    AgentStatus, Flow, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, ListPodsRequest, ListPodsResponse,
-    QueryFlowsResponse, query_flows_response::Part,
+    AgentStatus, Flow, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, ListPodsRequest,
+    ListPodsResponse, QueryFlowsResponse, query_flows_response::Part,
 };
 use prost_types::Timestamp;
 use tonic::{Status, Streaming};
@@ -118,7 +118,9 @@ impl Answer {
         let indexed = |member: &Member| fleet.members.iter().position(|other| other.name == member.name);
         let sources: Vec<Source> = fleet
             .ask(|member| {
-                let since = indexed(&member).and_then(|index| cursor.of(index)).or(query.since);
+                let since = indexed(&member)
+                    .and_then(|index| cursor.of(index))
+                    .or(query.since);
                 let query = FlowQuery {
                     since,
                     ..query.clone()
@@ -135,7 +137,11 @@ impl Answer {
             .filter(|source| source.given == 0)
             .filter_map(|source| Some(source.member.explain(source.error.as_ref()?)))
             .collect();
-        let told: Vec<String> = missing.iter().cloned().chain(sources.iter().filter_map(Source::trouble)).collect();
+        let told: Vec<String> = missing
+            .iter()
+            .cloned()
+            .chain(sources.iter().filter_map(Source::trouble))
+            .collect();
         if let Some(error) = nobody(errors.len() == sources.len(), errors, &told) {
             return Err(error);
         }
@@ -209,7 +215,9 @@ impl Answer {
                     complete &= source.summary.is_some();
                 }
                 None => {
-                    losses.sentences.extend(Losses::of_answer(source.summary.as_ref()).sentences);
+                    losses
+                        .sentences
+                        .extend(Losses::of_answer(source.summary.as_ref()).sentences);
                     complete &= source.summary.is_some();
                 }
             }
@@ -236,19 +244,29 @@ impl Source {
         Some(if self.given == 0 {
             no_answer(name, &why)
         } else {
-            format!("the answer from {name} broke off after {} flows: {why}", self.given)
+            format!(
+                "the answer from {name} broke off after {} flows: {why}",
+                self.given
+            )
         })
     }
 }
 
 /// One summary of all. The ledgers stay apart: what was lost is told for each.
 fn join(summaries: Vec<FlowSummary>) -> Option<FlowSummary> {
+    let nodes = summaries.len();
     let mut summaries = summaries.into_iter();
     let mut all = summaries.next()?;
     for summary in summaries {
-        all.node = format!("{}, {}", all.node, summary.node);
-        all.from = [all.from, summary.from].into_iter().flatten().min_by(|a, b| in_time(*a, *b));
-        all.to = [all.to, summary.to].into_iter().flatten().max_by(|a, b| in_time(*a, *b));
+        all.node = format!("{nodes} nodes");
+        all.from = [all.from, summary.from]
+            .into_iter()
+            .flatten()
+            .min_by(|a, b| in_time(*a, *b));
+        all.to = [all.to, summary.to]
+            .into_iter()
+            .flatten()
+            .max_by(|a, b| in_time(*a, *b));
         all.matched_flows = all.matched_flows.saturating_add(summary.matched_flows);
         all.matched_packets = all.matched_packets.saturating_add(summary.matched_packets);
         all.matched_bytes = all.matched_bytes.saturating_add(summary.matched_bytes);
@@ -291,7 +309,13 @@ pub(crate) async fn counted_until(fleet: &Fleet) -> anyhow::Result<(Cursor, Opti
     let mut answer = Answer::to(fleet, &query, &Cursor::default()).await?;
     while answer.next().await?.is_some() {}
     let end = answer.end();
-    let to = end.cursor.0.iter().flatten().copied().reduce(|a, b| if timestamp::is_after(&b, &a) { b } else { a });
+    let to = end
+        .cursor
+        .0
+        .iter()
+        .flatten()
+        .copied()
+        .reduce(|a, b| if timestamp::is_after(&b, &a) { b } else { a });
     Ok((end.cursor, to))
 }
 
@@ -303,7 +327,10 @@ pub(crate) async fn status(fleet: &Fleet) -> anyhow::Result<(Vec<(String, AgentS
     let (came, missing) = fleet
         .gather(|mut client| async move { client.get_agent_status(GetAgentStatusRequest {}).await })
         .await?;
-    let named = came.into_iter().map(|(member, status)| (member.name.clone(), status)).collect();
+    let named = came
+        .into_iter()
+        .map(|(member, status)| (member.name.clone(), status))
+        .collect();
     Ok((named, missing))
 }
 
@@ -321,7 +348,10 @@ pub(crate) async fn pods(
             async move { client.list_pods(request).await }
         })
         .await?;
-    let named = came.into_iter().map(|(member, pods)| (member.name.clone(), pods)).collect();
+    let named = came
+        .into_iter()
+        .map(|(member, pods)| (member.name.clone(), pods))
+        .collect();
     Ok((named, missing))
 }
 

@@ -17,7 +17,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use orb8_proto::v1::{FlowFilter, FlowSort};
+use orb8_proto::v1::{FlowFilter, FlowSort, ListPodsRequest};
 
 fn orb8(agent: &str, line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_orb8"));
@@ -25,6 +25,8 @@ fn orb8(agent: &str, line: &str) -> Command {
         .args(line.split(' ').filter(|word| !word.is_empty()))
         .env("ORB8_AGENT", agent)
         .env("LC_ALL", "C.UTF-8")
+        // No cluster of this machine's user.
+        .env("KUBECONFIG", "/nonexistent/kubeconfig")
         .env_remove("NO_COLOR")
         .env_remove("RUST_LOG")
         .stdin(Stdio::null());
@@ -69,7 +71,12 @@ fn ends_within(child: &mut Child, limit: Duration) -> Option<i32> {
 fn golden() {
     let (clean, _) = serve(Story::Clean);
     let (lossy, _) = serve(Story::Lossy);
-    for (agent, cases) in [(clean, "tests/cmd/*.trycmd"), (lossy, "tests/cmd/lossy/*.trycmd")] {
+    let (node, _) = serve(Story::ClusterOne);
+    for (agent, cases) in [
+        (clean, "tests/cmd/*.trycmd"),
+        (lossy, "tests/cmd/lossy/*.trycmd"),
+        (node, "tests/cmd/node/*.trycmd"),
+    ] {
         let tests = trycmd::TestCases::new();
         tests
             .env("ORB8_AGENT", agent.to_string())
@@ -80,14 +87,141 @@ fn golden() {
             .case(cases);
         tests.run();
     }
+    let (one, _) = serve(Story::ClusterOne);
+    let (two, _) = serve(Story::ClusterTwo);
+    let tests = trycmd::TestCases::new();
+    tests
+        .env("ORB8_AGENT", format!("{one},{two}"))
+        .env("LC_ALL", "C.UTF-8")
+        .env("COLUMNS", "100")
+        .case("tests/cmd/cluster/*.trycmd");
+    tests.run();
+}
+
+/// What one of several agents cannot tell is said, and the rest is shown all the same.
+#[test]
+fn an_agent_that_is_away_does_not_silence_the_others() {
+    let (one, _) = serve(Story::ClusterOne);
+    let (broken, _) = serve(Story::Broken);
+    let away = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    for line in [
+        "flows",
+        "flows --edges",
+        "flows -o json",
+        "pods",
+        "status",
+        "trace network --count 3",
+    ] {
+        let (code, stdout, stderr) = run(&format!("{one},{away}"), &format!("{line} --strict"));
+        assert_eq!(code, Some(3), "{line}: {stderr}");
+        let told = format!("{stdout}{stderr}");
+        assert!(
+            told.contains(&format!("no answer from {away}: Connection refused")),
+            "{line}: {told}"
+        );
+        assert!(!stdout.is_empty());
+        assert_eq!(run(&format!("{one},{away}"), line).0, Some(0), "{line}");
+    }
+    let (code, stdout, stderr) = run(&format!("{one},{broken}"), "flows -o json --strict");
+    assert_eq!((code, stdout.lines().count()), (Some(3), 7 + 2), "{stderr}");
+    assert!(
+        stderr.contains("broke off after 2 flows: shutting down"),
+        "{stderr}"
+    );
+    let (code, _, stderr) = run(&format!("{away},{away}"), "status");
+    assert_eq!(code, Some(2), "{stderr}");
+    let other = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let (code, _, stderr) = run(&format!("{away},{other}"), "status");
+    assert_eq!(code, Some(1));
+    assert!(
+        stderr.contains(&other.to_string()) && stderr.contains(&away.to_string()),
+        "{stderr}"
+    );
+}
+
+/// Each agent's clock is its own: what one has told is not asked of it again, whatever the others say.
+#[test]
+fn watching_several_agents_asks_each_from_where_it_ended() {
+    let (one, asked_one) = serve(Story::Ticking);
+    let (two, asked_two) = serve(Story::Ticking);
+    let (code, stdout, _) = run(
+        &format!("{one},{two}"),
+        "flows -o json --watch --interval 100ms --count 3 --protocol udp",
+    );
+    assert_eq!((code, stdout.lines().count()), (Some(0), 6));
+    for asked in [asked_one, asked_two] {
+        let queries = asked.flows.lock().unwrap().clone();
+        let since: Vec<i64> = queries
+            .iter()
+            .skip(1)
+            .map(|query| query.since.unwrap().seconds)
+            .collect();
+        assert_eq!(since, [since[0], since[0] + 1, since[0] + 2]);
+    }
+}
+
+#[test]
+fn limits_are_of_all_agents_and_edges_are_joined_before_them() {
+    let (one, asked) = serve(Story::ClusterOne);
+    let (two, _) = serve(Story::ClusterTwo);
+    let both = format!("{one},{two}");
+    let (code, stdout, _) = run(&both, "flows -o json --limit 3");
+    assert_eq!((code, stdout.lines().count()), (Some(0), 3));
+    let bytes: Vec<u64> = stdout
+        .lines()
+        .map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["bytes"]
+                .as_u64()
+                .unwrap()
+        })
+        .collect();
+    assert_eq!(bytes, [1_200_000, 1_197_000, 10_000]);
+    let (code, stdout, _) = run(&both, "flows --edges -o json --limit 1");
+    assert_eq!((code, stdout.lines().count()), (Some(0), 1));
+    assert_eq!(asked.flows.lock().unwrap().last().unwrap().limit, 0);
+    let edge: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(
+        (edge["lost_packets"].as_i64(), edge["settled"].as_bool()),
+        (Some(3), Some(true))
+    );
+    assert_eq!(edge["sent"]["node"], "n1");
+    assert_eq!(edge["received"]["node"], "n2");
+    let (code, _, stderr) = run(&both, "flows --edges --watch -o json");
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("tables on a terminal"), "{stderr}");
+}
+
+#[test]
+fn pods_are_asked_with_these_conditions_and_gaps_are_an_exit_code() {
+    let (two, asked) = serve(Story::ClusterTwo);
+    let two = two.to_string();
+    let line = "pods -n payments,shop --pod app=web,tier!=db --pod a,b --workload Deployment/x";
+    assert_eq!(run(&two, line).0, Some(0));
+    assert_eq!(
+        asked.pods.lock().unwrap().pop().unwrap(),
+        ListPodsRequest {
+            namespaces: vec!["payments".into(), "shop".into()],
+            pods: vec!["app=web,tier!=db".into(), "a".into(), "b".into()],
+            workloads: vec!["Deployment/x".into()],
+        }
+    );
+    assert_eq!(run(&two, "pods --strict").0, Some(3));
+    let (one, _) = serve(Story::ClusterOne);
+    assert_eq!(run(&one.to_string(), "pods --strict").0, Some(0));
 }
 
 #[test]
 fn filters_run_in_the_agent() {
     let (agent, asked) = serve(Story::Clean);
     let agent = agent.to_string();
-    let filters =
-        "--owner nginx --namespace a --pod p --ip 10.0.0.0/8 --port 443 --protocol tcp --direction in";
+    let filters = "--owner nginx -n a --pod p --workload Deployment/cart --service shop/db --peer external --ip 10.0.0.0/8 \
+         --port 443 --protocol tcp --direction in";
     let (code, ..) = run(&agent, &format!("flows -o json --limit 3 --sort rtt {filters}"));
     assert_eq!(code, Some(0));
     let expected = FlowFilter {
@@ -98,6 +232,9 @@ fn filters_run_in_the_agent() {
         ports: vec![443],
         protocols: vec![6],
         direction: 1,
+        workloads: vec!["Deployment/cart".into()],
+        services: vec!["shop/db".into()],
+        peers: vec!["external".into()],
     };
     let query = asked.flows.lock().unwrap().pop().unwrap();
     assert_eq!(

@@ -146,8 +146,14 @@ async fn watch(fleet: &Fleet, args: &FlowsArgs, printer: &mut Printer) -> anyhow
             limit = Style::rows_beside(REDRAW_OTHERS);
             query.limit = if args.edges { 0 } else { limit };
         }
-        let from = if printer.redraws { Cursor::default() } else { cursor.clone() };
-        cursor = printer.answer(Answer::to(fleet, &query, &from).await?, limit).await?;
+        let from = if printer.redraws {
+            Cursor::default()
+        } else {
+            cursor.clone()
+        };
+        cursor = printer
+            .answer(Answer::to(fleet, &query, &from).await?, limit)
+            .await?;
         refreshes += 1;
     }
     Ok(())
@@ -195,7 +201,11 @@ impl Printer {
     /// Prints one answer, of edges at most `limit`, and says from where to ask next.
     async fn answer(&mut self, mut answer: Answer, limit: u32) -> anyhow::Result<Cursor> {
         if std::mem::take(&mut self.header_due) {
-            let header = if self.edges { edge_csv::header() } else { flow_csv::header() };
+            let header = if self.edges {
+                edge_csv::header()
+            } else {
+                flow_csv::header()
+            };
             self.output.write(header?).await?;
         }
         if self.edges {
@@ -222,7 +232,10 @@ impl Printer {
             }
         }
         let end = answer.end();
-        let cut = end.summary.as_ref().and_then(|summary| self.cut(shown, summary.matched_flows, "flows"));
+        let cut = end
+            .summary
+            .as_ref()
+            .and_then(|summary| self.cut(shown, summary.matched_flows, "flows"));
         self.fit();
         let table = match self.form {
             _ if kept.is_empty() => "No flows.\n".to_owned(),

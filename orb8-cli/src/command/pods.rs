@@ -24,7 +24,9 @@ pub(super) async fn run(fleet: &Fleet, args: &PodsArgs) -> anyhow::Result<Outcom
     let mut losses = Losses { sentences: missing };
     let mut rows: Vec<Told> = Vec::new();
     for (name, answer) in answers {
-        let notes = Losses { sentences: answer.notes };
+        let notes = Losses {
+            sentences: answer.notes,
+        };
         if fleet.is_many() {
             losses.add(&name, notes);
         } else {
@@ -35,7 +37,10 @@ pub(super) async fn run(fleet: &Fleet, args: &PodsArgs) -> anyhow::Result<Outcom
     rows.sort_by(|(a_node, a), (b_node, b)| {
         (&a.namespace, &a.name, a_node).cmp(&(&b.namespace, &b.name, b_node))
     });
-    let gaps = rows.iter().filter(|(_, pod)| pod.health() == PodHealth::Gap).count();
+    let gaps = rows
+        .iter()
+        .filter(|(_, pod)| pod.health() == PodHealth::Gap)
+        .count();
     let style = Style::of_stdout();
     let mut output = Output::stdout();
     if args.output == PodForm::Json {

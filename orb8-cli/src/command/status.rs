@@ -27,7 +27,9 @@ pub(super) async fn run(fleet: &Fleet, args: &StatusArgs) -> anyhow::Result<Outc
             .iter()
             .map(|(_, answer)| status::json(answer))
             .collect::<anyhow::Result<String>>()?,
-        (Report::Table, [(_, answer)]) if !fleet.is_many() => status::text(answer, &losses, &Style::of_stdout()),
+        (Report::Table, [(_, answer)]) if !fleet.is_many() => {
+            status::text(answer, &losses, &Style::of_stdout())
+        }
         (Report::Table, answers) => status::overview(answers, &losses, &Style::of_stdout()),
     };
     let mut output = Output::stdout();

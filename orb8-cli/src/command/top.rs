@@ -39,11 +39,7 @@ pub(super) async fn run(fleet: &Fleet, args: &TopArgs, stop: &Stop) -> anyhow::R
 }
 
 /// The flows since the last answer.
-async fn ask(
-    fleet: &Fleet,
-    args: &TopArgs,
-    cursor: &Cursor,
-) -> anyhow::Result<(Interval, End)> {
+async fn ask(fleet: &Fleet, args: &TopArgs, cursor: &Cursor) -> anyhow::Result<(Interval, End)> {
     let scope = Scope::of_flows(&args.filter, fleet.namespace.as_deref());
     let filter = filter::flow_filter(&args.filter, &scope);
     let query = filter::flow_query(filter, None, None, SortArg::Bytes, 0, SystemTime::now())?;

@@ -20,11 +20,7 @@ use crate::{
     terminal::{self, Style},
 };
 
-pub(super) async fn run(
-    fleet: &Fleet,
-    args: &TraceNetworkArgs,
-    stop: &Stop,
-) -> anyhow::Result<Outcome> {
+pub(super) async fn run(fleet: &Fleet, args: &TraceNetworkArgs, stop: &Stop) -> anyhow::Result<Outcome> {
     let scope = Scope::of_flows(&args.filter, fleet.namespace.as_deref());
     let request = StreamEventsRequest {
         network: Some(filter::flow_filter(&args.filter, &scope)),

@@ -75,7 +75,14 @@ pub(crate) fn row(r: EdgeRecord) -> anyhow::Result<Vec<u8>> {
 /// Empty where that end did not report: not zero.
 fn counts(record: Option<CountsRecord>) -> [String; 4] {
     record
-        .map(|c| [c.node, c.packets.to_string(), c.bytes.to_string(), c.wire_bytes.to_string()])
+        .map(|c| {
+            [
+                c.node,
+                c.packets.to_string(),
+                c.bytes.to_string(),
+                c.wire_bytes.to_string(),
+            ]
+        })
         .unwrap_or_default()
 }
 

@@ -2,7 +2,7 @@
 
 use orb8_proto::{
     edges::{Counts, Edge},
-    v1::Endpoint,
+    v1::{Endpoint, Flow},
 };
 use prost_types::Timestamp;
 
@@ -29,7 +29,6 @@ pub(crate) fn narrow(edges: &[Edge], settled: Option<&Timestamp>, style: &Style)
         Column::number("SENT"),
         Column::number("RECEIVED"),
         Column::number("LOST"),
-        Column::number("RETX"),
     ]);
     for edge in edges {
         let flow = edge::as_flow(edge);
@@ -41,18 +40,13 @@ pub(crate) fn narrow(edges: &[Edge], settled: Option<&Timestamp>, style: &Style)
             Cell::new(source(edge)),
             Cell::toned(style.arrow(true), Tone::Dim),
             Cell::new(destination(edge)),
-            Cell::new(ends::service(&flow)),
+            service(&flow, edge.failed_connects),
             bytes(edge.sent.as_ref()),
             bytes(edge.received.as_ref()),
             lost(edge, edge::is_settled(edge, settled)),
-            match edge.retransmits {
-                None => Cell::default(),
-                Some(0) => Cell::new("0"),
-                Some(n) => Cell::toned(humanise::count(n), Tone::Warn),
-            },
         ]);
     }
-    table.without_empty(&["RETX"]).render(Some(style.width), style)
+    table.render(Some(style.width), style)
 }
 
 /// The table with all columns, however wide.
@@ -96,9 +90,7 @@ pub(crate) fn wide(edges: &[Edge], settled: Option<&Timestamp>, style: &Style) -
         };
         let micros = |us: Option<u32>| us.map(|us| humanise::micros(us, style.utf8)).unwrap_or_default();
         let (src, dst) = (record.src.unwrap_or_default(), record.dst.unwrap_or_default());
-        let full = |end: Option<&Endpoint>| {
-            end.filter(|end| !end.pod.is_empty()).and_then(ends::full_name)
-        };
+        let full = |end: Option<&Endpoint>| end.filter(|end| !end.pod.is_empty()).and_then(ends::full_name);
         let node = |known: String, counts: Option<&Counts>| {
             if known.is_empty() {
                 counts.map(|counts| counts.node.clone()).unwrap_or_default()
@@ -125,7 +117,12 @@ pub(crate) fn wide(edges: &[Edge], settled: Option<&Timestamp>, style: &Style) -
             number(edge.sent.as_ref(), |counts| counts.bytes),
             number(edge.received.as_ref(), |counts| counts.bytes),
             difference(edge.lost_bytes(), is_settled, |n| n.to_string()),
-            Cell::new(edge.elsewhere.as_ref().map(|counts| counts.packets.to_string()).unwrap_or_default()),
+            Cell::new(
+                edge.elsewhere
+                    .as_ref()
+                    .map(|counts| counts.packets.to_string())
+                    .unwrap_or_default(),
+            ),
             Cell::new(record.tcp_flags.join(",")),
             Cell::new(micros(edge.rtt_us)),
             match edge.retransmits {
@@ -155,13 +152,21 @@ pub(crate) fn notes(edges: &[Edge], settled: Option<&Timestamp>) -> Vec<String> 
     if alone > 0 {
         notes.push(format!(
             "{} reported by one end only (-): the other is not observed, or by an agent that was not asked",
-            if alone == 1 { "1 edge is".to_owned() } else { format!("{alone} edges are") }
+            if alone == 1 {
+                "1 edge is".to_owned()
+            } else {
+                format!("{alone} edges are")
+            }
         ));
     }
     if running > 0 {
         notes.push(format!(
             "{} still running (~): the difference may be on its way",
-            if running == 1 { "1 edge was".to_owned() } else { format!("{running} edges were") }
+            if running == 1 {
+                "1 edge was".to_owned()
+            } else {
+                format!("{running} edges were")
+            }
         ));
     }
     notes
@@ -183,12 +188,22 @@ fn unless_many(edge: &Edge, end: Option<&Endpoint>) -> Option<String> {
         .then(|| end.and_then(ends::name).unwrap_or_else(|| "(no room)".to_owned()))
 }
 
+/// What the flow is about; in the colour of trouble where connects failed.
+fn service(flow: &Flow, failed_connects: u32) -> Cell {
+    let tone = if failed_connects > 0 {
+        Tone::Bad
+    } else {
+        Tone::Plain
+    };
+    Cell::toned(ends::short_service(flow), tone)
+}
+
 /// Packets lost: what got lost is told in packets, since a lost segment is what hurts.
 fn lost(edge: &Edge, settled: bool) -> Cell {
     difference(edge.lost_packets(), settled, |n| {
         let sign = if n < 0 { "-" } else { "" };
         let size = u64::try_from(n.unsigned_abs()).unwrap_or(u64::MAX);
-        format!("{sign}{} pkt", humanise::count(size))
+        format!("{sign}{}", humanise::count(size))
     })
 }
 

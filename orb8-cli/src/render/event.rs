@@ -76,7 +76,10 @@ pub(crate) fn line(event: &NetworkEvent, style: &Style) -> String {
             }
         }
         let service = ends::service(flow);
-        let kubernetes = flow.service.as_ref().and_then(|service| ends::service_name(service, flow.protocol));
+        let kubernetes = flow
+            .service
+            .as_ref()
+            .and_then(|service| ends::service_name(service, flow.protocol));
         if let Some(name) = kubernetes {
             line.push_str(&format!(" (service {})", sanitise::line(&name)));
         } else if let Some((_, name)) = service.split_once(' ').filter(|_| flow.ip_version != 0) {

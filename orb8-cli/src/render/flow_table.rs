@@ -29,7 +29,7 @@ pub(crate) fn narrow(flows: &[Flow], style: &Style) -> String {
             Cell::new(ends::own_name(flow)),
             Cell::toned(style.arrow(ends::sent(flow)), Tone::Dim),
             Cell::new(ends::peer_name(flow)),
-            service(flow),
+            service(flow, ends::short_service(flow)),
             Cell::new(humanise::bytes(flow.bytes)),
             Cell::new(humanise::count(flow.packets)),
             Cell::new(
@@ -40,7 +40,9 @@ pub(crate) fn narrow(flows: &[Flow], style: &Style) -> String {
             retransmits(flow),
         ]);
     }
-    table.without_empty(&["RTT", "RETX"]).render(Some(style.width), style)
+    table
+        .without_empty(&["RTT", "RETX"])
+        .render(Some(style.width), style)
 }
 
 /// Columns that are shown where there is a cluster.
@@ -113,7 +115,10 @@ pub(crate) fn wide(flows: &[Flow], style: &Style) -> String {
             Cell::new(timestamp::date_clock(flow.first.as_ref())),
             Cell::new(timestamp::date_clock(flow.last.as_ref())),
             Cell::new(&flow.node),
-            Cell::new(own.and_then(ends::full_name).unwrap_or_else(|| ends::own_name(flow))),
+            Cell::new(
+                own.and_then(ends::full_name)
+                    .unwrap_or_else(|| ends::own_name(flow)),
+            ),
             Cell::new(record.direction.unwrap_or_default()),
             Cell::new(
                 peer.filter(|peer| !peer.pod.is_empty())
@@ -123,7 +128,7 @@ pub(crate) fn wide(flows: &[Flow], style: &Style) -> String {
             Cell::new(record.protocol.or(record.ethertype).unwrap_or_default()),
             Cell::new(ends::socket(flow.src.as_ref(), ports)),
             Cell::new(ends::socket(flow.dst.as_ref(), ports)),
-            service(flow),
+            service(flow, ends::service(flow)),
             Cell::new(flow.bytes.to_string()),
             Cell::new(flow.packets.to_string()),
             Cell::new(flow.wire_bytes.to_string()),
@@ -154,16 +159,12 @@ pub(crate) fn wide(flows: &[Flow], style: &Style) -> String {
             Cell::new(ends::address(&flow.wire_ip, flow.wire_port)),
         ]);
     }
-    table
-        .without_empty(&KUBERNETES)
-        .render(None, style)
+    table.without_empty(&KUBERNETES).render(None, style)
 }
 
-fn service(flow: &Flow) -> Cell {
-    if flow.failed_connects > 0 && flow.protocol == names::TCP {
-        return Cell::toned(ends::service(flow), Tone::Bad);
-    }
-    Cell::new(ends::service(flow))
+fn service(flow: &Flow, name: String) -> Cell {
+    let refused = flow.failed_connects > 0 && flow.protocol == names::TCP;
+    Cell::toned(name, if refused { Tone::Bad } else { Tone::Plain })
 }
 
 fn retransmits(flow: &Flow) -> Cell {

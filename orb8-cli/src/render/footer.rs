@@ -36,7 +36,10 @@ pub(crate) fn totals(summary: Option<&FlowSummary>) -> String {
 
 /// What the reader must know, a line each.
 pub(crate) fn notes(notes: &[String]) -> String {
-    notes.iter().map(|note| format!("{}\n", sanitise::line(note))).collect()
+    notes
+        .iter()
+        .map(|note| format!("{}\n", sanitise::line(note)))
+        .collect()
 }
 
 /// What was lost, a line each; or that nothing was.

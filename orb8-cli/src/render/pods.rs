@@ -78,7 +78,13 @@ pub(crate) fn wide(rows: &[Told], style: &Style) -> String {
         let cgroups: Vec<&str> = pod
             .containers
             .iter()
-            .map(|container| if container.cgroup.is_empty() { NONE } else { &container.cgroup })
+            .map(|container| {
+                if container.cgroup.is_empty() {
+                    NONE
+                } else {
+                    &container.cgroup
+                }
+            })
             .collect();
         table.row([
             Cell::new(ends::qualified(&pod.namespace, &pod.name)),
@@ -159,9 +165,15 @@ fn netns(pod: &PodStatus) -> String {
 
 /// How many of the running containers have a cgroup that was found: `2/2`.
 fn containers_known(pod: &PodStatus) -> String {
-    let running = pod.containers.iter().filter(|container| container.state == "running");
+    let running = pod
+        .containers
+        .iter()
+        .filter(|container| container.state == "running");
     let (all, known) = running.fold((0, 0), |(all, known), container| {
-        (all + 1, known + u32::from(container.cgroup_id != 0 || !container.cgroup.is_empty()))
+        (
+            all + 1,
+            known + u32::from(container.cgroup_id != 0 || !container.cgroup.is_empty()),
+        )
     });
     format!("{known}/{all}")
 }

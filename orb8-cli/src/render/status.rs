@@ -1,7 +1,8 @@
 //! The agent's state.
 
 use orb8_proto::v1::{
-    AgentStatus, InterfaceStatus, KubernetesStatus, LedgerRow, Limit, ProgramStatus, Setting, State, WatchStatus,
+    AgentStatus, InterfaceStatus, KubernetesStatus, LedgerRow, Limit, ProgramStatus, Setting, State,
+    WatchStatus,
 };
 use prost_types::Duration;
 use serde::Serialize;
@@ -220,16 +221,32 @@ pub(crate) fn overview(answers: &[(String, AgentStatus)], losses: &Losses, style
         Column::number("LOST"),
     ]);
     for (name, status) in answers {
-        let failed = status.programs.iter().filter(|program| program.state() == State::Failed).count();
-        let lost = status.ledger.iter().map(|row| row.lost).fold(0, u64::saturating_add);
+        let failed = status
+            .programs
+            .iter()
+            .filter(|program| program.state() == State::Failed)
+            .count();
+        let lost = status
+            .ledger
+            .iter()
+            .map(|row| row.lost)
+            .fold(0, u64::saturating_add);
         table.row([
-            Cell::new(if status.node.is_empty() { name } else { &status.node }),
+            Cell::new(if status.node.is_empty() {
+                name
+            } else {
+                &status.node
+            }),
             Cell::new(&status.version),
             Cell::new(humanise::seconds(seconds(status.uptime.as_ref()))),
             Cell::new(humanise::count(status.flows_active)),
             Cell::new(humanise::bytes(status.rss_bytes)),
             Cell::new(humanise::bytes(status.map_bytes)),
-            status.kubernetes.as_ref().map(|kubernetes| state(kubernetes.state())).unwrap_or_default(),
+            status
+                .kubernetes
+                .as_ref()
+                .map(|kubernetes| state(kubernetes.state()))
+                .unwrap_or_default(),
             match failed {
                 0 => Cell::toned("ok", Tone::Good),
                 n => Cell::toned(format!("{n} failed"), Tone::Bad),
@@ -275,7 +292,11 @@ fn watches(kubernetes: &KubernetesStatus) -> Option<Table> {
             Cell::new(&row.resource),
             state(row.state()),
             Cell::new(humanise::count(row.objects)),
-            Cell::new(row.age.map(|age| humanise::seconds(seconds(Some(&age)))).unwrap_or_else(|| "never".to_owned())),
+            Cell::new(
+                row.age
+                    .map(|age| humanise::seconds(seconds(Some(&age))))
+                    .unwrap_or_else(|| "never".to_owned()),
+            ),
             Cell::new(humanise::count(row.events)),
             Cell::new(humanise::count(row.restarts)),
             Cell::new(&row.reason),

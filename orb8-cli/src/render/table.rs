@@ -206,7 +206,8 @@ const TAIL_FROM: usize = 13;
 
 /// `text`, cut in its middle with an ellipsis to at most `width` columns; narrow ones as [`fit`] does it.
 pub(crate) fn fit_ends(text: &str, width: usize, ellipsis: char) -> String {
-    if text.width() <= width || width < TAIL_FROM {
+    // Of a port and what it is for, the beginning says it all.
+    if text.width() <= width || width < TAIL_FROM || text.starts_with(':') {
         return fit(text, width, ellipsis);
     }
     let mut used = 0;
@@ -267,7 +268,10 @@ mod tests {
 
     #[test]
     fn pods_keep_their_beginning_and_their_end() {
-        assert_eq!(fit_ends("shop/cart-7d9f8b6c5d-x2x4k", 16, '…'), "shop/cart…-x2x4k");
+        assert_eq!(
+            fit_ends("shop/cart-7d9f8b6c5d-x2x4k", 16, '…'),
+            "shop/cart…-x2x4k"
+        );
         assert_eq!(fit_ends("shop/cart-0", 16, '…'), "shop/cart-0");
         assert_eq!(fit_ends("shop/cart-7d9f8b6c5d-x2x4k", 10, '…'), "shop/cart…");
     }

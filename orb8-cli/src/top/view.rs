@@ -43,7 +43,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, model: &Model, agent: &str, look: &Loo
         .losses
         .as_ref()
         .map_or(0, |losses| losses.sentences.len().clamp(1, 2));
-    let footer = 1 + u16::try_from(losses.max(1)).unwrap_or(1);
+    let footer = 1 + u16::from(model.note.is_some()) + u16::try_from(losses.max(1)).unwrap_or(1);
     let areas = Layout::vertical([
         Constraint::Length(1),
         Constraint::Min(3),
@@ -237,6 +237,9 @@ fn footer_lines(model: &Model, look: &Look) -> Vec<Line<'static>> {
             }
         }
     }
+    if let Some(note) = &model.note {
+        lines.push(Line::raw(sanitise::line(note).into_owned()));
+    }
     let keys = match model.page {
         Page::Owners => "Enter peers  s sort  p pause  ? help  q quit",
         Page::Peers(_) => "Esc back  s sort  p pause  ? help  q quit",
@@ -317,7 +320,11 @@ mod tests {
     use ratatui::{Terminal, backend::TestBackend};
 
     use super::*;
-    use crate::top::model::{Action, Interval};
+    use crate::{
+        ledger::Losses,
+        query::{Cursor, End},
+        top::model::{Action, Interval},
+    };
 
     const LOOK: Look = Look {
         terminal: true,
@@ -366,7 +373,13 @@ mod tests {
             ..FlowSummary::default()
         };
         let mut model = Model::new(TopSort::Bytes);
-        model.refresh(interval, Some(&summary), 1.0);
+        let end = End {
+            losses: Losses::of_answer(Some(&summary)),
+            settled: summary.to,
+            summary: Some(summary),
+            cursor: Cursor::default(),
+        };
+        model.refresh(interval, end, 1.0);
         model
     }
 
@@ -376,6 +389,17 @@ mod tests {
             .draw(|frame| draw(frame, model, "127.0.0.1:9090", &LOOK))
             .unwrap();
         (terminal.backend().to_string(), terminal)
+    }
+
+    #[test]
+    fn the_namespace_that_limits_the_answer_is_shown() {
+        let mut model = model("nginx");
+        model.note = Some("namespace shop only".into());
+        let (text, _) = screen(&model, 80, 24);
+        assert!(
+            text.contains("namespace shop only") && text.contains("q quit"),
+            "{text}"
+        );
     }
 
     #[test]

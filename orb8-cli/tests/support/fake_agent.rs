@@ -11,10 +11,11 @@ use std::{
 };
 
 use orb8_proto::v1::{
-    AgentStatus, Attribution, Check, Direction, Endpoint, EndpointKind, EventLoss, Flow, FlowBatch,
-    FlowQuery, FlowSummary, GetAgentStatusRequest, InterfaceStatus, LedgerRow, Limit, NetworkEvent,
-    NetworkEventKind, ObservationPoint, ProgramStatus, QueryFlowsResponse, Reporter, Setting, State,
-    StreamEventsRequest, StreamEventsResponse, Verdict,
+    AgentStatus, Attribution, Check, ContainerStatus, Direction, Endpoint, EndpointKind, EventLoss, Flow,
+    FlowBatch, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, InterfaceStatus, KubernetesStatus,
+    LedgerRow, Limit, ListPodsRequest, ListPodsResponse, NetworkEvent, NetworkEventKind, ObservationPoint,
+    PodHealth, PodInterface, PodStatus, ProgramStatus, QueryFlowsResponse, Reporter, Service, Setting, State,
+    StreamEventsRequest, StreamEventsResponse, Verdict, WatchStatus,
     observation_point::Point,
     orbit_service_server::{OrbitService, OrbitServiceServer},
     query_flows_response::Part,
@@ -40,6 +41,10 @@ pub enum Story {
     Live,
     /// Answers break off.
     Broken,
+    /// Node n1 of a cluster: see [`cluster_flows`].
+    ClusterOne,
+    /// Node n2 of it.
+    ClusterTwo,
 }
 
 /// What was asked.
@@ -47,6 +52,7 @@ pub enum Story {
 pub struct Asked {
     pub flows: Arc<Mutex<Vec<FlowQuery>>>,
     pub events: Arc<Mutex<Vec<StreamEventsRequest>>>,
+    pub pods: Arc<Mutex<Vec<ListPodsRequest>>>,
 }
 
 #[derive(Debug)]
@@ -238,6 +244,294 @@ pub fn flows(to: i64) -> Vec<Flow> {
     vec![served, asked, remainder, ping, dns, refused, arp]
 }
 
+fn node(story: Story) -> &'static str {
+    if story == Story::ClusterTwo { "n2" } else { "n1" }
+}
+
+fn kubernetes(story: Story) -> Option<KubernetesStatus> {
+    let watch = |resource: &str, objects, age: Option<i64>| WatchStatus {
+        resource: resource.into(),
+        state: if age.is_some() {
+            State::Active
+        } else {
+            State::Failed
+        }
+        .into(),
+        reason: if age.is_some() {
+            ""
+        } else {
+            "403 Forbidden: endpointslices"
+        }
+        .into(),
+        objects,
+        age: age.map(|seconds| prost_types::Duration { seconds, nanos: 0 }),
+        events: 12,
+        restarts: 1,
+    };
+    matches!(story, Story::ClusterOne | Story::ClusterTwo).then(|| KubernetesStatus {
+        state: State::Active.into(),
+        reason: String::new(),
+        server: "https://10.96.0.1:443/".into(),
+        source: "in-cluster".into(),
+        watches: vec![watch("pods", 42, Some(3)), watch("endpointslices", 0, None)],
+    })
+}
+
+/// A pod as it runs on a node.
+fn pod(namespace: &str, name: &str, workload: &str, node: &str, ip: &str, port: u32) -> Endpoint {
+    Endpoint {
+        namespace: namespace.into(),
+        pod: name.into(),
+        workload: workload.into(),
+        node: node.into(),
+        pod_uid: format!("uid-{name}"),
+        ..end(ip, port, EndpointKind::Pod, Attribution::PodIp)
+    }
+}
+
+/// Pods of two nodes, Services, DNS names, the API server and other nodes; flows inside are told by both ends.
+pub fn cluster_flows(to: i64, story: Story) -> Vec<Flow> {
+    use {Attribution as A, EndpointKind as K};
+    let own = |end: &Endpoint, container: &str| {
+        let mut end = end.clone();
+        end.set_attribution(A::Veth);
+        end.container = container.into();
+        end
+    };
+    let flow = |source: bool, src: Endpoint, dst: Endpoint, packets: u64, bytes: u64| Flow {
+        node: node(story).into(),
+        reporter: if source {
+            Reporter::Source
+        } else {
+            Reporter::Destination
+        }
+        .into(),
+        direction: if source {
+            Direction::Egress
+        } else {
+            Direction::Ingress
+        }
+        .into(),
+        ip_version: 4,
+        protocol: 6,
+        src: Some(src),
+        dst: Some(dst),
+        packets,
+        bytes,
+        wire_bytes: bytes + 14 * packets,
+        frames: packets,
+        frame_bytes: bytes,
+        tcp_flags: 0x1b,
+        first: at(to - 60, 0),
+        last: at(to - 20, 0),
+        point: Some(ObservationPoint {
+            point: Some(Point::Interface("veth9f3c".into())),
+            ifindex: 7,
+        }),
+        ..Flow::default()
+    };
+    let checkout = pod(
+        "shop",
+        "checkoutservice-7d9f8b6c5d-x2x4k",
+        "Deployment/checkoutservice",
+        "n1",
+        "10.244.1.5",
+        41234,
+    );
+    let payment = pod(
+        "payments",
+        "payment-gateway-6b8f9c7d4-q8zjw",
+        "Deployment/payment-gateway",
+        "n2",
+        "10.244.2.9",
+        8080,
+    );
+    let service = Some(Service {
+        namespace: "payments".into(),
+        name: "payment-gateway".into(),
+        ip: "10.96.4.2".into(),
+        port: 80,
+        attribution: A::Conntrack.into(),
+    });
+    let asks = |source, packets| {
+        let (src, dst) = if source {
+            (own(&checkout, "server"), payment.clone())
+        } else {
+            (checkout.clone(), own(&payment, "gateway"))
+        };
+        Flow {
+            service: if source { service.clone() } else { None },
+            rtt_us: source.then_some(210),
+            retransmits: source.then_some(3),
+            ..flow(source, src, dst, packets, packets * 1000)
+        }
+    };
+    if story == Story::ClusterTwo {
+        let wire = Flow {
+            last: at(to - 1, 0),
+            ..flow(
+                false,
+                pod("shop", "cart-0", "StatefulSet/cart", "n1", "10.244.1.6", 5000),
+                own(&payment, "gateway"),
+                90,
+                9000,
+            )
+        };
+        return vec![asks(false, 1197), wire];
+    }
+    let source = |src: &Endpoint, dst, packets, bytes| flow(true, own(src, "server"), dst, packets, bytes);
+    let cart = pod("shop", "cart-0", "StatefulSet/cart", "n1", "10.244.1.6", 5000);
+    let dns = pod(
+        "kube-system",
+        "coredns-5dd5756b68-abcde",
+        "Deployment/coredns",
+        "n1",
+        "10.244.1.2",
+        53,
+    );
+    vec![
+        Flow {
+            wire_ip: "10.96.4.2".into(),
+            wire_port: 80,
+            ..asks(true, 1200)
+        },
+        Flow {
+            last: at(to - 1, 0),
+            ..source(&cart, payment, 100, 10_000)
+        },
+        Flow {
+            protocol: 17,
+            tcp_flags: 0,
+            service: Some(Service {
+                namespace: "kube-system".into(),
+                name: "kube-dns".into(),
+                ip: "10.96.0.10".into(),
+                port: 53,
+                attribution: A::Conntrack.into(),
+            }),
+            ..source(&checkout, dns, 4, 320)
+        },
+        source(
+            &checkout,
+            Endpoint {
+                dns_name: "api.stripe.com".into(),
+                ..end("198.51.100.7", 443, K::External, A::Dns)
+            },
+            20,
+            5200,
+        ),
+        source(
+            &checkout,
+            Endpoint {
+                node: "n1".into(),
+                ..end("10.99.0.1", 6443, K::KubeApiserver, A::Endpoint)
+            },
+            9,
+            4100,
+        ),
+        source(
+            &checkout,
+            Endpoint {
+                node: "n2".into(),
+                ..end("10.99.0.2", 10250, K::Node, A::NodeIp)
+            },
+            7,
+            700,
+        ),
+        Flow {
+            service: Some(Service {
+                namespace: "shop".into(),
+                name: "nobody".into(),
+                ip: "10.96.9.9".into(),
+                port: 8080,
+                attribution: A::ServiceIp.into(),
+            }),
+            tcp_flags: 2,
+            failed_connects: 1,
+            ..source(&checkout, end("10.96.9.9", 8080, K::Service, A::ServiceIp), 1, 60)
+        },
+    ]
+}
+
+/// Pods with and without a gap.
+fn pods(story: Story) -> Vec<PodStatus> {
+    let status =
+        |namespace: &str, name: &str, workload: &str, ips: &[&str], health: PodHealth, reason: &str| {
+            PodStatus {
+                namespace: namespace.into(),
+                name: name.into(),
+                uid: format!("uid-{name}"),
+                workload: workload.into(),
+                phase: "Running".into(),
+                qos_class: "Burstable".into(),
+                ips: ips.iter().map(|ip| (*ip).to_owned()).collect(),
+                started: at(START - 600, 0),
+                containers: vec![ContainerStatus {
+                    name: "server".into(),
+                    id: "4f1d0c9e8b7a".into(),
+                    r#type: "container".into(),
+                    state: "running".into(),
+                    cgroup: "/kubepods/burstable/pod1/4f1d0c9e8b7a".into(),
+                    cgroup_id: 4711,
+                }],
+                netns_inode: 4_026_532_500,
+                interfaces: vec![PodInterface {
+                    name: "veth9f3c".into(),
+                    ifindex: 7,
+                    observed: true,
+                    reason: String::new(),
+                }],
+                health: health.into(),
+                reason: reason.into(),
+                packets: 1200,
+                bytes: 1_200_000,
+                ..PodStatus::default()
+            }
+        };
+    match story {
+        Story::ClusterOne => vec![
+            PodStatus {
+                host_network: true,
+                interfaces: Vec::new(),
+                netns_inode: 0,
+                ..status(
+                    "kube-system",
+                    "kube-proxy-x7d2p",
+                    "DaemonSet/kube-proxy",
+                    &["10.99.0.1"],
+                    PodHealth::Ok,
+                    "",
+                )
+            },
+            status(
+                "shop",
+                "checkoutservice-7d9f8b6c5d-x2x4k",
+                "Deployment/checkoutservice",
+                &["10.244.1.5", "fd00:10:244:1::5"],
+                PodHealth::Ok,
+                "",
+            ),
+        ],
+        Story::ClusterTwo => vec![PodStatus {
+            interfaces: Vec::new(),
+            containers: vec![ContainerStatus {
+                name: "gateway".into(),
+                state: "running".into(),
+                ..ContainerStatus::default()
+            }],
+            ..status(
+                "payments",
+                "payment-gateway-6b8f9c7d4-q8zjw",
+                "Deployment/payment-gateway",
+                &["10.244.2.9"],
+                PodHealth::Gap,
+                "no interface of the host leads to its network namespace (a CNI without veth?): mount a cgroup2",
+            )
+        }],
+        _ => Vec::new(),
+    }
+}
+
 fn ledger(story: Story) -> Vec<LedgerRow> {
     let row = |stage: &str, unit: &str, seen, lost| LedgerRow {
         family: "network".into(),
@@ -271,11 +565,14 @@ impl FakeAgent {
                 let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
                 i64::try_from(since.as_secs()).unwrap()
             }
-            Story::Clean | Story::Lossy | Story::Broken => START,
+            Story::Clean | Story::Lossy | Story::Broken | Story::ClusterOne | Story::ClusterTwo => START,
         }
     }
 
     fn told(&self, now: i64) -> Vec<Flow> {
+        if matches!(self.story, Story::ClusterOne | Story::ClusterTwo) {
+            return cluster_flows(now, self.story);
+        }
         let mut flows = flows(now);
         if self.story == Story::Live {
             for n in 0..40_u32 {
@@ -306,9 +603,17 @@ impl OrbitService for FakeAgent {
 
     async fn list_pods(
         &self,
-        _request: Request<orb8_proto::v1::ListPodsRequest>,
-    ) -> Result<Response<orb8_proto::v1::ListPodsResponse>, Status> {
-        Ok(Response::new(orb8_proto::v1::ListPodsResponse::default()))
+        request: Request<ListPodsRequest>,
+    ) -> Result<Response<ListPodsResponse>, Status> {
+        let request = request.into_inner();
+        let mut pods = pods(self.story);
+        pods.retain(|pod| request.namespaces.is_empty() || request.namespaces.contains(&pod.namespace));
+        self.asked.pods.lock().unwrap().push(request);
+        Ok(Response::new(ListPodsResponse {
+            node: node(self.story).into(),
+            pods,
+            notes: Vec::new(),
+        }))
     }
 
     async fn query_flows(
@@ -317,15 +622,18 @@ impl OrbitService for FakeAgent {
     ) -> Result<Response<Self::QueryFlowsStream>, Status> {
         let query = request.into_inner();
         self.asked.flows.lock().unwrap().push(query.clone());
-        let filter = query.filter.unwrap_or_default();
+        let filter = query.filter.clone().unwrap_or_default();
         if filter.owners.iter().any(|owner| owner == "refuse") {
             return Err(Status::invalid_argument("owner 'refuse' is not to my liking"));
         }
         let now = self.now();
         let mut flows = self.told(now);
+        if query.sort() == FlowSort::Bytes {
+            flows.sort_by_key(|flow| std::cmp::Reverse(flow.bytes));
+        }
         flows.retain(|flow| filter.protocols.is_empty() || filter.protocols.contains(&flow.protocol));
         let summary = FlowSummary {
-            node: "n1".into(),
+            node: node(self.story).into(),
             from: query.since.or_else(|| at(now - 5, 0)),
             to: at(now, 0),
             matched_flows: flows.len() as u64,
@@ -377,7 +685,8 @@ impl OrbitService for FakeAgent {
         };
         Ok(Response::new(AgentStatus {
             version: "0.1.0".into(),
-            node: "n1".into(),
+            node: node(self.story).into(),
+            kubernetes: kubernetes(self.story),
             started: at(START - 3700, 0),
             uptime: Some(prost_types::Duration {
                 seconds: 3700,
