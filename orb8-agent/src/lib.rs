@@ -1,12 +1,14 @@
 //! Node agent of orb8.
 //!
 //! `probe` loads and attaches the eBPF programs and takes out of the kernel what they counted, `interfaces` follows
-//! network interfaces, `identity` knows whose an interface, a cgroup or an address is, `store` keeps recent history
+//! network interfaces, `identity` knows whose an interface, a cgroup or an address is, `conntrack` what address
+//! translation made of a connection, `dns` under which name an address was asked for, `store` keeps recent history
 //! within bounds, `export` answers queries and scrapes, `settings` and `preflight` say how and whether it can run.
 
 mod agent;
 pub mod bpf;
 mod core;
+pub mod dns;
 pub mod export;
 pub mod identity;
 pub mod interfaces;
