@@ -7,6 +7,7 @@
 
 mod agent;
 pub mod bpf;
+pub mod conntrack;
 mod core;
 pub mod dns;
 pub mod export;
