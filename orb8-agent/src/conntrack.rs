@@ -21,7 +21,7 @@ use std::{
 use tracing::{debug, info};
 
 use self::{
-    message::Reading,
+    message::{Connection, Reading},
     table::{Hit, Inserted, Key, Table},
 };
 use crate::netlink::Socket;
@@ -163,7 +163,8 @@ pub struct ConntrackCounters {
     pub overruns: u64,
     /// Times that the table was read.
     pub listings: u64,
-    /// Connections that had no room, all others being alive.
+    /// Connections that had no room, all others being alive; again each time that the table is read. A packet of
+    /// theirs is looked up singly.
     pub turned_away: u64,
     /// Ended connections forgotten before their 30 s, for want of room.
     pub forgotten_early: u64,
@@ -214,7 +215,7 @@ struct Answers {
 
 /// The kernel's answer about one tuple.
 enum Asked {
-    Translated,
+    Translated(Connection),
     Plain,
     Nothing,
     /// Too many questions, or it did not answer.
@@ -332,25 +333,21 @@ impl Conntrack {
             if self.answered(&key) {
                 return None;
             }
-            let Asked::Translated = self.ask(&tuple, &key) else {
+            let Asked::Translated(connection) = self.ask(&tuple, &key) else {
                 return None;
             };
-            let hit = self.table.find(&key)?;
             self.counters.found_by_lookup += 1;
-            return Some(self.table.translation(&hit, &tuple));
+            return connection.translation(&tuple);
         };
         if !self.is_doubtful(&hit) {
-            return Some(self.table.translation(&hit, &tuple));
+            return hit.connection.translation(&tuple);
         }
         if self.recent.plain.contains(&key) || self.older.plain.contains(&key) {
             return None;
         }
         if !self.answered(&key) {
             match self.ask(&tuple, &key) {
-                Asked::Translated => {
-                    let hit = self.table.find(&key)?;
-                    return Some(self.table.translation(&hit, &tuple));
-                }
+                Asked::Translated(connection) => return connection.translation(&tuple),
                 Asked::Plain => return None,
                 Asked::Nothing => {
                     if hit.exact {
@@ -362,7 +359,7 @@ impl Conntrack {
                 Asked::Unknown => {}
             }
         }
-        Some(self.table.translation(&hit, &tuple))
+        hit.connection.translation(&tuple)
     }
 
     /// What the kernel tells us.
@@ -427,7 +424,7 @@ impl Conntrack {
                     let followed = self.events == Events::All;
                     let inserted = self.table.insert(connection, followed, self.generation, self.now);
                     self.counters.count(inserted);
-                    return Asked::Translated;
+                    return Asked::Translated(connection);
                 }
                 Ok(Some(Reading::Untranslated)) => {
                     self.recent.plain.insert(*key);
@@ -487,15 +484,28 @@ impl Conntrack {
     /// Reads the whole table; what is not in it has ended.
     fn list(&mut self, now: Instant) -> Result<(), ConntrackError> {
         let began = Instant::now();
+        let turned_away = self.counters.turned_away;
+        let ended = self.list_once(now)?;
+        if self.counters.turned_away > turned_away && ended > 0 {
+            // Those that had no room have some now.
+            self.counters.turned_away = turned_away;
+            self.list_once(now)?;
+        }
+        self.lost = false;
+        self.listed = now;
+        self.list_allowed = now + (began.elapsed() * 20).max(LIST_PAUSE);
+        Ok(())
+    }
+
+    /// Returns how many had ended unnoticed.
+    fn list_once(&mut self, now: Instant) -> Result<usize, ConntrackError> {
         let generation = self.generation.wrapping_add(1);
         let followed = self.events == Events::All;
         // A filter's bits must all match: first those with a translated destination, then those without.
-        for wanted in [message::DST_NAT, message::SRC_NAT] {
-            let mask = if wanted == message::DST_NAT {
-                message::DST_NAT
-            } else {
-                message::DST_NAT | message::SRC_NAT
-            };
+        for (wanted, mask) in [
+            (message::DST_NAT, message::DST_NAT),
+            (message::SRC_NAT, message::SRC_NAT | message::DST_NAT),
+        ] {
             let (table, counters) = (&mut self.table, &mut self.counters);
             let mut unfiltered = false;
             self.requests
@@ -509,28 +519,24 @@ impl Conntrack {
                         match message::read(message.payload) {
                             Reading::Translated(connection) => {
                                 unfiltered |= connection.status & mask != wanted;
-                                let inserted = table.insert(connection, followed, generation, now);
-                                counters.count(inserted);
+                                counters.count(table.insert(connection, followed, generation, now));
                             }
-                            Reading::Untranslated => unfiltered = true,
+                            // Also ICMP passes the kernel's filter.
+                            Reading::Untranslated => {}
                             Reading::Malformed => counters.malformed += 1,
                         }
                         None
                     },
                 )
                 .map_err(|error| ConntrackError::new("read its table", error))?;
-            // Kernels before 5.15 ignore the filter: that was everything.
+            // A kernel that ignores the filter has told everything.
             if unfiltered {
                 break;
             }
         }
         self.generation = generation;
-        self.table.end_unlisted(generation, now);
         self.counters.listings += 1;
-        self.lost = false;
-        self.listed = now;
-        self.list_allowed = now + (began.elapsed() * 20).max(LIST_PAUSE);
-        Ok(())
+        Ok(self.table.end_unlisted(generation, now))
     }
 
     fn read_mode(&self) -> Events {

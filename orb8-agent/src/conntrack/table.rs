@@ -7,7 +7,7 @@ use std::{
 
 use hashbrown::{HashTable, hash_table::Entry as IndexEntry};
 
-use super::{Endpoint, Translation, Tuple, message::Connection};
+use super::{Endpoint, Tuple, message::Connection};
 
 /// No entry.
 const NONE: u32 = u32::MAX;
@@ -48,16 +48,12 @@ enum Form {
 impl Form {
     const ALL: [Self; 3] = [Self::Original, Self::Final, Self::Middle];
 
-    fn of(connection: &Connection, form: Self) -> (Endpoint, Endpoint) {
-        match form {
-            Self::Original => (connection.client, connection.asked),
-            Self::Final => (connection.reply_to, connection.backend),
-            Self::Middle => (connection.client, connection.backend),
-        }
-    }
-
     fn key(self, connection: &Connection) -> Key {
-        let (from, to) = Self::of(connection, self);
+        let (from, to) = match self {
+            Self::Original => connection.original(),
+            Self::Final => connection.last(),
+            Self::Middle => connection.middle(),
+        };
         Key::new(connection.protocol, from, to)
     }
 }
@@ -98,7 +94,7 @@ struct Entry {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hit {
     place: Place,
-    connection: Connection,
+    pub(super) connection: Connection,
     /// The tuple is one that the kernel itself knows the connection by.
     pub(super) exact: bool,
     /// And the one before any translation.
@@ -170,19 +166,6 @@ impl Table {
             followed: entry.followed,
             checked: entry.checked,
         })
-    }
-
-    /// What a packet with `tuple`, which found `hit`, belongs to.
-    pub(super) fn translation(&self, hit: &Hit, tuple: &Tuple) -> Translation {
-        let connection = &hit.connection;
-        let (from, to) = Form::of(connection, hit.place.form());
-        Translation {
-            client: connection.client,
-            asked: connection.asked,
-            backend: connection.backend,
-            reply_to: connection.reply_to,
-            towards_backend: ((tuple.src, tuple.sport), (tuple.dst, tuple.dport)) == (from, to),
-        }
     }
 
     /// Adds a connection that exists, or notes that it still does.
@@ -263,16 +246,19 @@ impl Table {
         self.end_number(hit.place.entry(), now);
     }
 
-    /// Notes the end of all that the listing `generation` did not name.
-    pub(super) fn end_unlisted(&mut self, generation: u32, now: Instant) {
+    /// Notes the end of all that the listing `generation` did not name; returns how many were thought alive.
+    pub(super) fn end_unlisted(&mut self, generation: u32, now: Instant) -> usize {
+        let mut ended = 0;
         for number in 0..self.entries.len() as u32 {
             if self
                 .entry(number)
-                .is_some_and(|entry| entry.generation != generation)
+                .is_some_and(|entry| entry.generation != generation && entry.ended.is_none())
             {
                 self.end_number(number, now);
+                ended += 1;
             }
         }
+        ended
     }
 
     /// Forgets what ended at least `keep` before `now`.
@@ -399,4 +385,201 @@ impl Table {
 fn same(a: &Connection, b: &Connection) -> bool {
     (a.protocol, a.client, a.asked, a.backend, a.reply_to)
         == (b.protocol, b.client, b.asked, b.backend, b.reply_to)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, net::Ipv4Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn connection(client: u16, service: u8, backend: u8, reply_to: u16, id: u32) -> Connection {
+        let at = |host: u8, port: u16| -> Endpoint { (Ipv4Addr::new(10, 0, 0, host).into(), port) };
+        Connection {
+            protocol: 6,
+            client: at(1, client),
+            asked: at(100 + service, 80),
+            backend: at(200 + backend, 8080),
+            reply_to: if reply_to == 0 {
+                at(1, client)
+            } else {
+                at(2, reply_to)
+            },
+            id,
+            status: 0x30,
+        }
+    }
+
+    fn find(table: &Table, (from, to): (Endpoint, Endpoint)) -> Option<Hit> {
+        let hit = table.find(&Key::new(6, from, to));
+        let back = table.find(&Key::new(6, to, from));
+        assert_eq!(hit.map(|hit| hit.connection), back.map(|hit| hit.connection));
+        hit
+    }
+
+    /// Every entry is indexed, every place leads to its entry, and the list of ended ones is whole.
+    fn check(table: &Table) {
+        let live: Vec<u32> = (0..table.entries.len() as u32)
+            .filter(|number| table.entry(*number).is_some())
+            .collect();
+        assert_eq!(live.len(), table.len);
+        assert!(table.len <= table.most);
+        assert_eq!(table.entries.len(), table.len + table.free.len());
+        let unfollowed = live
+            .iter()
+            .filter_map(|number| table.entry(*number))
+            .filter(|entry| entry.ended.is_none() && !entry.followed)
+            .count();
+        assert_eq!(unfollowed, table.unfollowed);
+        for number in &live {
+            for form in [Form::Original, Form::Final] {
+                let key = table.key(Place::new(*number, form)).unwrap();
+                let hit = table.find(&key).unwrap();
+                assert_eq!(hit.place.entry(), *number);
+            }
+        }
+        for place in &table.index {
+            assert!(table.entry(place.entry()).is_some());
+        }
+        let mut ended = 0;
+        let mut at = (NONE, table.first_ended);
+        while let Some(entry) = table.entry(at.1) {
+            assert_eq!(entry.previous, at.0);
+            assert!(entry.ended.is_some());
+            ended += 1;
+            at = (at.1, entry.next);
+        }
+        assert_eq!(at.0, table.last_ended);
+        let expected = live
+            .iter()
+            .filter_map(|number| table.entry(*number))
+            .filter(|entry| entry.ended.is_some())
+            .count();
+        assert_eq!(ended, expected);
+    }
+
+    #[test]
+    fn is_found_by_each_form_until_it_has_been_gone_for_long() {
+        let start = Instant::now();
+        let mut table = Table::new(10);
+        let one = connection(1000, 1, 1, 5000, 7);
+        table.insert(one, true, 0, start);
+        for form in [one.original(), one.last(), one.middle()] {
+            assert_eq!(find(&table, form).unwrap().connection, one);
+        }
+        // Of an earlier connection of the same addresses.
+        table.destroyed(&Connection { id: 6, ..one }, start);
+        assert!(!find(&table, one.original()).unwrap().ended);
+        table.destroyed(&one, start);
+        assert!(find(&table, one.original()).unwrap().ended);
+        let keep = Duration::from_secs(30);
+        table.expire(start + keep - Duration::from_millis(1), keep);
+        assert!(find(&table, one.last()).is_some());
+        table.expire(start + keep, keep);
+        for form in [one.original(), one.last(), one.middle()] {
+            assert!(find(&table, form).is_none());
+        }
+        check(&table);
+    }
+
+    #[test]
+    fn another_connection_with_the_clients_addresses_replaces() {
+        let now = Instant::now();
+        let mut table = Table::new(10);
+        let (old, new) = (connection(1000, 1, 1, 0, 1), connection(1000, 1, 2, 0, 2));
+        table.insert(old, true, 0, now);
+        table.destroyed(&old, now);
+        table.insert(new, true, 0, now);
+        assert_eq!(find(&table, new.original()).unwrap().connection, new);
+        assert!(find(&table, old.last()).is_none());
+        // The old one's end, told late.
+        table.destroyed(&old, now);
+        assert!(!find(&table, new.original()).unwrap().ended);
+        check(&table);
+    }
+
+    #[test]
+    fn what_the_kernel_knows_comes_before_a_middle() {
+        let now = Instant::now();
+        let hidden = connection(1000, 1, 1, 5000, 1);
+        // Asked for another service, and not hidden: its last form is the middle of the other.
+        let open = connection(1000, 2, 1, 0, 2);
+        assert_eq!(hidden.middle(), open.last());
+        for order in [[hidden, open], [open, hidden]] {
+            let mut table = Table::new(10);
+            for connection in order {
+                table.insert(connection, true, 0, now);
+            }
+            let hit = find(&table, open.last()).unwrap();
+            assert_eq!((hit.connection, hit.exact), (open, true));
+            assert_eq!(find(&table, hidden.last()).unwrap().connection, hidden);
+            check(&table);
+        }
+    }
+
+    #[test]
+    fn ended_ones_give_way_and_live_ones_do_not() {
+        let now = Instant::now();
+        let mut table = Table::new(2);
+        let connections: Vec<_> = (0..4).map(|i| connection(1000 + i, 1, 1, 0, 1)).collect();
+        assert_eq!(table.insert(connections[0], true, 0, now), Inserted::Kept);
+        assert_eq!(table.insert(connections[1], false, 0, now), Inserted::Kept);
+        assert_eq!(table.unfollowed(), 1);
+        assert_eq!(table.insert(connections[2], true, 0, now), Inserted::TurnedAway);
+        table.destroyed(&connections[1], now);
+        assert_eq!(table.unfollowed(), 0);
+        assert_eq!(
+            table.insert(connections[3], true, 0, now),
+            Inserted::InsteadOfEnded
+        );
+        assert!(find(&table, connections[0].original()).is_some());
+        assert!(find(&table, connections[1].original()).is_none());
+        check(&table);
+    }
+
+    proptest! {
+        /// Against a map by the client's form, in which connections of other forms' clashes are gone.
+        #[test]
+        fn is_what_was_put_in(
+            operations in proptest::collection::vec((0u8..5, 0u16..8, 0u8..3, 0u8..3, 0u16..6, any::<bool>()), 1..200),
+            most in 1usize..20,
+        ) {
+            let mut now = Instant::now();
+            let mut table = Table::new(most);
+            let mut latest: HashMap<(Endpoint, Endpoint), Connection> = HashMap::new();
+            let mut generation = 0;
+            for (id, (what, client, service, backend, reply_to, followed)) in operations.into_iter().enumerate() {
+                let one = connection(client, service, backend, reply_to, id as u32);
+                match what {
+                    0 | 1 => {
+                        if table.insert(one, followed, generation, now) != Inserted::TurnedAway {
+                            latest.insert(one.original(), one);
+                        }
+                    }
+                    2 => {
+                        if let Some(hit) = find(&table, one.original()) {
+                            table.destroyed(&hit.connection, now);
+                        }
+                    }
+                    3 => {
+                        now += Duration::from_secs(10);
+                        table.expire(now, Duration::from_secs(30));
+                    }
+                    _ => {
+                        generation += 1;
+                        table.end_unlisted(generation, now);
+                        prop_assert_eq!(table.unfollowed(), 0);
+                    }
+                }
+                check(&table);
+            }
+            for (form, connection) in latest {
+                if let Some(hit) = find(&table, form).filter(|hit| hit.original) {
+                    prop_assert!(same(&hit.connection, &connection));
+                }
+            }
+        }
+    }
 }
