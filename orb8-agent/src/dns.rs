@@ -123,3 +123,58 @@ impl DnsNames {
         self.counters
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{
+        answer::tests::{A, Writer, wire},
+        *,
+    };
+
+    #[test]
+    fn learns_from_answers_and_counts_the_rest() {
+        let mut names = DnsNames::new(DnsLimits::default());
+        let good = Writer::new(&wire("a.example"), A)
+            .record(&wire("a.example"), A, 60, &[192, 0, 2, 1])
+            .record(&wire("a.example"), A, 60, &[192, 0, 2, 2]);
+        names.learn(7, 1000, &good.bytes);
+        let address = IpAddr::from([192, 0, 2, 2]);
+        assert_eq!(names.name(7, address, 2000).as_deref(), Some("a.example"));
+        assert_eq!(names.name(8, address, 2000), None);
+        names.learn(7, 1000, b"not DNS");
+        names.learn(7, 1000, &Writer::new(&wire("b.example"), A).bytes);
+        names.learn(7, 1000, &Writer::new(&wire("b example"), A).bytes);
+        assert_eq!(
+            names.counters(),
+            DnsCounters {
+                answers: 1,
+                without_addresses: 1,
+                malformed: 1,
+                odd_names: 1,
+                learnt: 2,
+                replaced: 0,
+            }
+        );
+        names.forget(7);
+        assert!(names.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn every_payload_is_counted_once(payloads in proptest::collection::vec(
+            proptest::collection::vec(any::<u8>(), 0..80), 0..50,
+        )) {
+            let mut names = DnsNames::new(DnsLimits { names: 4, names_per_point: 2 });
+            for (time, payload) in payloads.iter().enumerate() {
+                names.learn(0, time as u64, payload);
+            }
+            let counters = names.counters();
+            prop_assert_eq!(
+                counters.answers + counters.without_addresses + counters.malformed + counters.odd_names,
+                payloads.len() as u64
+            );
+        }
+    }
+}

@@ -202,3 +202,130 @@ impl Names {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn table(names: usize, names_per_point: usize) -> Table {
+        Table::new(DnsLimits {
+            names,
+            names_per_point,
+        })
+    }
+
+    fn address(number: u32) -> IpAddr {
+        std::net::Ipv4Addr::from(number).into()
+    }
+
+    fn check(table: &Table) {
+        let lengths: usize = table.points.values().map(|point| point.names.len()).sum();
+        assert_eq!(lengths, table.len);
+        assert!(table.len <= table.limits.names);
+        let sizes: BTreeSet<_> = table
+            .points
+            .iter()
+            .map(|(point, entry)| (entry.names.len(), *point))
+            .collect();
+        assert_eq!(sizes, table.sizes);
+        for point in table.points.values() {
+            assert!((1..=table.limits.names_per_point).contains(&point.names.len()));
+            assert_eq!(point.order.len(), point.names.len());
+            for (used, address) in &point.order {
+                assert_eq!(point.names[address].used, *used);
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_holds_from_its_answer_for_its_ttl_and_at_least_five_minutes() {
+        let mut table = table(10, 10);
+        let name = Arc::from("a.example");
+        table.learn(1, address(1), &name, 100 * SECOND, 0);
+        table.learn(1, address(2), &name, 100 * SECOND, 3600);
+        table.learn(1, address(3), &name, 100 * SECOND, u32::MAX);
+        assert_eq!(table.name(1, address(1), 100 * SECOND - 1), None);
+        for (last, seconds) in [(1, 300), (2, 3600), (3, 86400)] {
+            let until = (100 + seconds) * SECOND;
+            assert_eq!(table.name(1, address(last), until), Some(Arc::clone(&name)));
+            assert_eq!(table.name(1, address(last), until + 1), None);
+        }
+        assert_eq!(table.name(2, address(1), 100 * SECOND), None, "another's name");
+    }
+
+    #[test]
+    fn what_began_earlier_keeps_the_name_of_then() {
+        let mut table = table(10, 10);
+        let (old, new): (Arc<str>, Arc<str>) = (Arc::from("old.example"), Arc::from("new.example"));
+        table.learn(1, address(1), &old, 10 * SECOND, 0);
+        table.learn(1, address(1), &new, 20 * SECOND, 0);
+        assert_eq!(table.name(1, address(1), 15 * SECOND), Some(Arc::clone(&old)));
+        assert_eq!(table.name(1, address(1), 20 * SECOND), Some(Arc::clone(&new)));
+        // Asked again: it held all the time.
+        table.learn(1, address(1), &new, 30 * SECOND, 0);
+        assert_eq!(table.name(1, address(1), 25 * SECOND), Some(Arc::clone(&new)));
+        assert_eq!(table.name(1, address(1), 15 * SECOND), Some(Arc::clone(&old)));
+        assert_eq!(table.name(1, address(1), 329 * SECOND), Some(new));
+        // An older answer that comes late does not change what is known of now.
+        table.learn(1, address(1), &old, 5 * SECOND, 0);
+        assert_eq!(
+            table.name(1, address(1), 40 * SECOND).as_deref(),
+            Some("new.example")
+        );
+    }
+
+    #[test]
+    fn the_noisy_point_gives_way() {
+        let mut table = table(10, 8);
+        let name = Arc::from("a.example");
+        for last in 0..4 {
+            assert_eq!(table.learn(1, address(last), &name, 0, 0), 0);
+        }
+        let given_up: u64 = (0..1000)
+            .map(|last| table.learn(2, address(last), &name, 0, 0))
+            .sum();
+        assert_eq!(given_up, 1000 - 6);
+        check(&table);
+        for last in 0..4 {
+            assert!(table.name(1, address(last), 0).is_some());
+        }
+        // The least recently used of its own.
+        assert!(table.name(2, address(994), 0).is_some());
+        table.learn(2, address(1000), &name, 0, 0);
+        assert!(table.name(2, address(994), 0).is_some());
+        assert!(table.name(2, address(995), 0).is_none());
+        table.forget(2);
+        assert_eq!(table.len(), 4);
+        check(&table);
+    }
+
+    proptest! {
+        #[test]
+        fn stays_within_its_limits(
+            operations in proptest::collection::vec((0u8..8, 0u64..5, 0u32..12, 0u64..1000), 1..300),
+            names in 0usize..20,
+            names_per_point in 0usize..8,
+        ) {
+            let mut table = table(names, names_per_point);
+            let mut time = 0;
+            for (what, point, number, passed) in operations {
+                time += passed;
+                match what {
+                    0 => table.forget(point),
+                    1 | 2 => {
+                        table.name(point, address(number), time * SECOND);
+                    }
+                    _ => {
+                        let name: Arc<str> = format!("n{}.example", time % 3).into();
+                        table.learn(point, address(number), &name, time * SECOND, 0);
+                        let found = table.name(point, address(number), time * SECOND);
+                        prop_assert!(found.is_some());
+                    }
+                }
+                check(&table);
+            }
+        }
+    }
+}
