@@ -215,7 +215,7 @@ impl Seen {
     fn is_found_in(&self, conntrack: &mut Conntrack) {
         for (tuple, towards_backend) in self.forms() {
             assert_eq!(
-                conntrack.translation(&tuple),
+                conntrack.translation(&tuple, true),
                 Some(self.translation(towards_backend)),
                 "{tuple:?} of {self:?}"
             );
@@ -224,7 +224,7 @@ impl Seen {
 
     fn is_unknown_to(&self, conntrack: &mut Conntrack) {
         for (tuple, _) in self.forms() {
-            assert_eq!(conntrack.translation(&tuple), None, "{tuple:?} of {self:?}");
+            assert_eq!(conntrack.translation(&tuple, true), None, "{tuple:?} of {self:?}");
         }
     }
 }
@@ -415,7 +415,7 @@ fn without_events_connections_are_asked_for_singly() {
     });
     for port in 1..=100 {
         let nobodys = tuple(TCP, address(CLIENT[0], port), address(BACKEND[0], 9));
-        assert_eq!(conntrack.translation(&nobodys), None);
+        assert_eq!(conntrack.translation(&nobodys, true), None);
     }
     let counters = conntrack.counters();
     assert_eq!((counters.lookups, counters.lookups_refused), (5, 95));
@@ -423,7 +423,7 @@ fn without_events_connections_are_asked_for_singly() {
         .refresh(Instant::now() + Duration::from_secs(1))
         .unwrap();
     let nobodys = tuple(TCP, address(CLIENT[0], 200), address(BACKEND[0], 9));
-    assert_eq!(conntrack.translation(&nobodys), None);
+    assert_eq!(conntrack.translation(&nobodys, true), None);
     assert_eq!(conntrack.counters().lookups, 6);
 }
 
@@ -457,7 +457,7 @@ fn a_direct_connection_is_not_taken_for_the_middle_of_a_translated_one() {
         let middle = tuple == self::tuple(UDP, hidden.client, hidden.backend)
             || tuple == self::tuple(UDP, hidden.backend, hidden.client);
         let expected = (!middle).then(|| hidden.translation(towards_backend));
-        assert_eq!(conntrack.translation(&tuple), expected, "{tuple:?}");
+        assert_eq!(conntrack.translation(&tuple, true), expected, "{tuple:?}");
     }
 }
 
@@ -479,7 +479,7 @@ fn live_connections_are_not_pushed_out() {
     for connection in &seen {
         let (tuple, towards_backend) = connection.forms()[0];
         assert_eq!(
-            conntrack.translation(&tuple),
+            conntrack.translation(&tuple, true),
             Some(connection.translation(towards_backend))
         );
     }
@@ -561,5 +561,5 @@ fn nothing_is_translated_where_nobody_translates() {
     conntrack.refresh(Instant::now()).unwrap();
     assert_eq!(conntrack.used(), 0);
     let any = tuple(TCP, address(CLIENT[0], 1), address(BACKEND[0], 2));
-    assert_eq!(conntrack.translation(&any), None);
+    assert_eq!(conntrack.translation(&any, true), None);
 }

@@ -2,6 +2,7 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
+    num::NonZeroU32,
     time::{Duration, Instant},
 };
 
@@ -76,14 +77,19 @@ impl Place {
     }
 }
 
+/// Tenths of a second since the table was made, and one: time in four bytes, for 13 years.
+type Tick = NonZeroU32;
+
+const TICK: Duration = Duration::from_millis(100);
+
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     connection: Connection,
     /// A notification will tell of its end.
     followed: bool,
-    ended: Option<Instant>,
+    ended: Option<Tick>,
     /// When the kernel last said that it is there.
-    checked: Instant,
+    checked: Tick,
     generation: u32,
     /// Neighbours in the list of ended ones.
     previous: u32,
@@ -101,7 +107,8 @@ pub(super) struct Hit {
     pub(super) original: bool,
     pub(super) ended: bool,
     pub(super) followed: bool,
-    pub(super) checked: Instant,
+    /// See [`Table::age`].
+    checked: Tick,
 }
 
 /// What became of a connection given to [`Table::insert`].
@@ -116,6 +123,7 @@ pub(super) enum Inserted {
 #[derive(Debug)]
 pub(super) struct Table {
     most: usize,
+    began: Instant,
     entries: Vec<Option<Entry>>,
     free: Vec<u32>,
     index: HashTable<Place>,
@@ -128,10 +136,11 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(most: usize) -> Self {
+    pub(super) fn new(most: usize, now: Instant) -> Self {
         Self {
             // Numbers have 30 bits beside a form.
             most: most.clamp(1, (1 << 30) - 1),
+            began: now,
             entries: Vec::new(),
             free: Vec::new(),
             index: HashTable::new(),
@@ -166,6 +175,11 @@ impl Table {
             followed: entry.followed,
             checked: entry.checked,
         })
+    }
+
+    /// How long ago the kernel last said that it is there, to a tenth of a second.
+    pub(super) fn age(&self, hit: &Hit, now: Instant) -> Duration {
+        TICK * (self.tick(now).get().saturating_sub(hit.checked.get()))
     }
 
     /// Adds a connection that exists, or notes that it still does.
@@ -209,7 +223,7 @@ impl Table {
             connection,
             followed,
             ended: None,
-            checked: now,
+            checked: self.tick(now),
             generation,
             previous: NONE,
             next: NONE,
@@ -263,13 +277,19 @@ impl Table {
 
     /// Forgets what ended at least `keep` before `now`.
     pub(super) fn expire(&mut self, now: Instant, keep: Duration) {
+        let now = self.tick(now).get();
         while let Some(entry) = self.entry(self.first_ended)
             && entry
                 .ended
-                .is_some_and(|ended| now.saturating_duration_since(ended) >= keep)
+                .is_some_and(|ended| TICK * now.saturating_sub(ended.get()) >= keep)
         {
             self.remove(self.first_ended);
         }
+    }
+
+    fn tick(&self, now: Instant) -> Tick {
+        let ticks = now.saturating_duration_since(self.began).as_millis() / TICK.as_millis();
+        Tick::MIN.saturating_add(u32::try_from(ticks).unwrap_or(u32::MAX))
     }
 
     fn entry(&self, number: u32) -> Option<&Entry> {
@@ -317,6 +337,7 @@ impl Table {
 
     fn renew(&mut self, number: u32, connection: &Connection, followed: bool, generation: u32, now: Instant) {
         self.unlink(number);
+        let now = self.tick(now);
         let Some(entry) = self.entry_mut(number) else {
             return;
         };
@@ -332,6 +353,7 @@ impl Table {
 
     fn end_number(&mut self, number: u32, now: Instant) {
         let last = self.last_ended;
+        let now = self.tick(now);
         let Some(entry) = self.entry_mut(number) else {
             return;
         };
@@ -461,9 +483,19 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_is_small() {
+        assert!(
+            size_of::<Option<Entry>>() <= 120,
+            "{}",
+            size_of::<Option<Entry>>()
+        );
+        assert_eq!(size_of::<Place>(), 4);
+    }
+
+    #[test]
     fn is_found_by_each_form_until_it_has_been_gone_for_long() {
         let start = Instant::now();
-        let mut table = Table::new(10);
+        let mut table = Table::new(10, start);
         let one = connection(1000, 1, 1, 5000, 7);
         table.insert(one, true, 0, start);
         for form in [one.original(), one.last(), one.middle()] {
@@ -487,7 +519,7 @@ mod tests {
     #[test]
     fn another_connection_with_the_clients_addresses_replaces() {
         let now = Instant::now();
-        let mut table = Table::new(10);
+        let mut table = Table::new(10, now);
         let (old, new) = (connection(1000, 1, 1, 0, 1), connection(1000, 1, 2, 0, 2));
         table.insert(old, true, 0, now);
         table.destroyed(&old, now);
@@ -508,7 +540,7 @@ mod tests {
         let open = connection(1000, 2, 1, 0, 2);
         assert_eq!(hidden.middle(), open.last());
         for order in [[hidden, open], [open, hidden]] {
-            let mut table = Table::new(10);
+            let mut table = Table::new(10, now);
             for connection in order {
                 table.insert(connection, true, 0, now);
             }
@@ -522,7 +554,7 @@ mod tests {
     #[test]
     fn ended_ones_give_way_and_live_ones_do_not() {
         let now = Instant::now();
-        let mut table = Table::new(2);
+        let mut table = Table::new(2, now);
         let connections: Vec<_> = (0..4).map(|i| connection(1000 + i, 1, 1, 0, 1)).collect();
         assert_eq!(table.insert(connections[0], true, 0, now), Inserted::Kept);
         assert_eq!(table.insert(connections[1], false, 0, now), Inserted::Kept);
@@ -547,7 +579,7 @@ mod tests {
             most in 1usize..20,
         ) {
             let mut now = Instant::now();
-            let mut table = Table::new(most);
+            let mut table = Table::new(most, now);
             let mut latest: HashMap<(Endpoint, Endpoint), Connection> = HashMap::new();
             let mut generation = 0;
             for (id, (what, client, service, backend, reply_to, followed)) in operations.into_iter().enumerate() {

@@ -11,8 +11,9 @@ use domain::{
     rdata::{A, Aaaa, Cname},
 };
 
-/// Links of a chain of aliases that are followed; resolvers stop at about as many.
-const ALIASES: usize = 16;
+/// Times that the records are gone through. Servers send aliases before what they lead to, and stub resolvers rely on
+/// it, so that once is enough; but it is not a rule.
+const PASSES: usize = 3;
 /// Addresses taken from one answer.
 const ADDRESSES: usize = 64;
 /// RFC 1035, 2.3.4: 255 bytes with the length of each label, which leaves 253 characters.
@@ -53,9 +54,9 @@ pub(super) fn read(payload: &[u8]) -> Result<Answer, Refused> {
 
     let mut owner = *question.qname();
     let mut shortest = u32::MAX;
-    for _ in 0..ALIASES {
+    for _ in 0..PASSES {
         let mut addresses = Vec::new();
-        let mut alias = None;
+        let mut led_on = false;
         let section = message.answer().map_err(|_| Refused::Malformed)?;
         for (index, record) in section.enumerate() {
             let Ok(record) = record else {
@@ -79,9 +80,12 @@ pub(super) fn read(payload: &[u8]) -> Result<Answer, Refused> {
                         addresses.push((IpAddr::V6(record.data().addr()), ttl));
                     }
                 }
-                Rtype::CNAME => {
+                // A name with an alias has no addresses of its own (RFC 1034, 3.6.2).
+                Rtype::CNAME if addresses.is_empty() => {
                     if let Ok(Some(record)) = record.into_record::<Cname<ParsedName<_>>>() {
-                        alias = Some((record.into_data().into_cname(), ttl));
+                        owner = record.into_data().into_cname();
+                        shortest = ttl;
+                        led_on = true;
                     }
                 }
                 _ => {}
@@ -93,8 +97,9 @@ pub(super) fn read(payload: &[u8]) -> Result<Answer, Refused> {
         if !addresses.is_empty() {
             return Ok(Answer { name, addresses });
         }
-        let Some((next, ttl)) = alias else { break };
-        (owner, shortest) = (next, ttl);
+        if !led_on {
+            break;
+        }
     }
     Err(Refused::WithoutAddresses)
 }
