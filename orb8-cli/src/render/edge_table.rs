@@ -151,7 +151,8 @@ pub(crate) fn notes(edges: &[Edge], settled: Option<&Timestamp>) -> Vec<String> 
     let mut notes = Vec::new();
     if alone > 0 {
         notes.push(format!(
-            "{} reported by one end only (-): the other is not observed, or by an agent that was not asked",
+            "{} reported by one end only (-): the other is not observed, by an agent that was not asked, or \
+             behind a translated address",
             if alone == 1 {
                 "1 edge is".to_owned()
             } else {
