@@ -410,7 +410,7 @@ mod tests {
             metadata: ObjectMeta {
                 name: Some(name.into()),
                 namespace: Some("orb8".into()),
-                deletion_timestamp: leaving.then(|| Time(jiff::Timestamp::UNIX_EPOCH)),
+                deletion_timestamp: leaving.then_some(Time(jiff::Timestamp::UNIX_EPOCH)),
                 ..ObjectMeta::default()
             },
             spec: Some(PodSpec {

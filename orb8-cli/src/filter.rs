@@ -225,7 +225,6 @@ pub(crate) fn flow_filter(args: &FilterArgs, scope: &Scope) -> FlowFilter {
             Some(DirectionArg::Out) => Direction::Egress,
         }
         .into(),
-        ..FlowFilter::default()
     }
 }
 

@@ -217,28 +217,20 @@ impl Fleet {
             .await;
         let mut came = Vec::new();
         let mut errors = Vec::new();
-        let mut sentences = self.missing_sentences();
+        let mut silent = self.missing.clone();
         for (member, answer) in self.members.iter().zip(answers) {
             match answer {
                 Ok(answer) => came.push((member, answer.into_inner())),
                 Err(status) => {
-                    sentences.push(no_answer(&member.name, &member.why(&status)));
+                    silent.push((member.name.clone(), member.why(&status)));
                     errors.push(member.explain(&status));
                 }
             }
         }
-        if let Some(error) = nobody(came.is_empty(), errors, &sentences) {
+        if let Some(error) = nobody(came.is_empty(), errors, &silent) {
             return Err(error);
         }
-        Ok((came, sentences))
-    }
-
-    /// A sentence for each that cannot be asked.
-    pub(crate) fn missing_sentences(&self) -> Vec<String> {
-        self.missing
-            .iter()
-            .map(|(name, why)| no_answer(name, why))
-            .collect()
+        Ok((came, sentences(&silent)))
     }
 
     /// Detaches the probes, if this command loaded them.
@@ -258,29 +250,46 @@ pub(crate) fn no_answer(name: &str, why: &str) -> String {
     format!("no answer from {name}: {why}")
 }
 
+/// A sentence for each of those (name, reason) who did not answer.
+pub(crate) fn sentences(silent: &[(String, String)]) -> Vec<String> {
+    silent.iter().map(|(name, why)| no_answer(name, why)).collect()
+}
+
 /// The error of a question that nobody answered, or that makes no sense to anybody.
 pub(crate) fn nobody(
     none_came: bool,
     mut errors: Vec<anyhow::Error>,
-    sentences: &[String],
+    silent: &[(String, String)],
 ) -> Option<anyhow::Error> {
-    if let Some(refused) = errors.iter().position(|error| error.is::<Usage>()) {
+    if let Some(refused) = errors.iter().position(anyhow::Error::is::<Usage>) {
         return Some(errors.swap_remove(refused));
     }
     if !none_came {
         return None;
     }
-    if errors.len() == 1 && sentences.len() <= 1 {
+    if errors.len() == 1 && silent.len() <= 1 {
         return errors.pop();
     }
     // Whatever the number of agents, an error is a few lines.
-    let shown = 3;
-    let more = match sentences.len().saturating_sub(shown) {
-        0 => String::new(),
-        more => format!("; and {more} more"),
+    let shown = &silent[..silent.len().min(3)];
+    let more = silent.len() - shown.len();
+    if let [(_, why), others @ ..] = silent
+        && others.iter().all(|(_, other)| other == why)
+    {
+        let names: Vec<&str> = shown.iter().map(|(name, _)| name.as_str()).collect();
+        let more = if more == 0 {
+            String::new()
+        } else {
+            format!(" and {more} more")
+        };
+        return Some(anyhow!("no answer from {}{more}: {why}", names.join(", ")));
+    }
+    let more = if more == 0 {
+        String::new()
+    } else {
+        format!("; and {more} more")
     };
-    let told: Vec<&str> = sentences.iter().take(shown).map(String::as_str).collect();
-    Some(anyhow!("{}{more}", told.join("; ")))
+    Some(anyhow!("{}{more}", sentences(shown).join("; ")))
 }
 
 /// The cause of a transport error that says something: tonic's own is "transport error".
@@ -290,4 +299,31 @@ pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
         cause = source;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_many_agents_is_short() {
+        let silent = |n: usize, why: fn(usize) -> String| -> Vec<(String, String)> {
+            (0..n).map(|n| (format!("node n{n}"), why(n))).collect()
+        };
+        let errors = || vec![anyhow!("a"), anyhow!("b")];
+        let text = |silent: &[(String, String)]| nobody(true, errors(), silent).unwrap().to_string();
+        assert_eq!(
+            text(&silent(900, |_| "forbidden".into())),
+            "no answer from node n0, node n1, node n2 and 897 more: forbidden"
+        );
+        let different = text(&silent(5, |n| format!("reason {n}")));
+        assert!(
+            different.ends_with("no answer from node n2: reason 2; and 2 more"),
+            "{different}"
+        );
+        assert!(nobody(false, errors(), &silent(1, |_| "x".into())).is_none());
+        let mut refused = errors();
+        refused.push(Usage("bad".into()).into());
+        assert!(nobody(false, refused, &[]).unwrap().is::<Usage>());
+    }
 }

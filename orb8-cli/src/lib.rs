@@ -50,10 +50,11 @@ pub fn main() -> ExitCode {
     exit::code(command::run(cli))
 }
 
-/// Logs warnings of the in-process agent to stderr; `RUST_LOG` shows more.
+/// Logs warnings of the in-process agent to stderr; `RUST_LOG` shows more. What the Kubernetes client logs is told
+/// by this command's own errors.
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,kube_client=off"));
     // Fails only where a logger is set already, which then serves.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

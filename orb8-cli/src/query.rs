@@ -10,7 +10,8 @@ use prost_types::Timestamp;
 use tonic::{Status, Streaming};
 
 use crate::{
-    fleet::{Fleet, Member, no_answer, nobody},
+    ends,
+    fleet::{self, Fleet, Member, no_answer, nobody},
     ledger::Losses,
     timestamp,
 };
@@ -95,6 +96,9 @@ impl Source {
                     Some(Part::Batch(batch)) => {
                         self.given += batch.flows.len() as u64;
                         self.head = batch.flows.into();
+                        if self.member.deadline.is_some() {
+                            self.head.iter_mut().for_each(ends::name_hosts);
+                        }
                     }
                     Some(Part::Summary(summary)) => self.summary = Some(summary),
                     None => {}
@@ -131,20 +135,24 @@ impl Answer {
             .into_iter()
             .filter_map(Result::ok)
             .collect();
-        let missing = fleet.missing_sentences();
         let errors: Vec<_> = sources
             .iter()
             .filter(|source| source.given == 0)
             .filter_map(|source| Some(source.member.explain(source.error.as_ref()?)))
             .collect();
-        let told: Vec<String> = missing
+        let silent: Vec<(String, String)> = fleet
+            .missing
             .iter()
             .cloned()
-            .chain(sources.iter().filter_map(Source::trouble))
+            .chain(sources.iter().filter_map(|source| {
+                let status = source.error.as_ref()?;
+                Some((source.member.name.clone(), source.member.why(status)))
+            }))
             .collect();
-        if let Some(error) = nobody(errors.len() == sources.len(), errors, &told) {
+        if let Some(error) = nobody(errors.len() == sources.len(), errors, &silent) {
             return Err(error);
         }
+        let missing = fleet::sentences(&fleet.missing);
         Ok(Self {
             many: fleet.is_many(),
             sort: query.sort(),
@@ -198,8 +206,9 @@ impl Answer {
 
     /// What is to be said of the answer, once all flows were taken.
     pub(crate) fn end(self) -> End {
-        let mut losses = Losses::default();
-        losses.sentences = self.missing;
+        let mut losses = Losses {
+            sentences: self.missing,
+        };
         let mut cursor = self.cursor;
         cursor.0.resize(self.sources.len().max(cursor.0.len()), None);
         let mut summaries = Vec::new();

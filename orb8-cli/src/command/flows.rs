@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use clap::ValueEnum as _;
 use orb8_proto::v1::FlowQuery;
 use tokio::time::{Instant, MissedTickBehavior};
+use unicode_width::UnicodeWidthStr as _;
 
 use crate::{
     args::{FlowForm, FlowsArgs, SortArg},
@@ -143,7 +144,7 @@ async fn watch(fleet: &Fleet, args: &FlowsArgs, printer: &mut Printer) -> anyhow
         if !printer.redraws {
             query.since = begin;
         } else if args.limit.is_none() {
-            limit = Style::rows_beside(REDRAW_OTHERS);
+            limit = Style::rows_beside(printer.others);
             query.limit = if args.edges { 0 } else { limit };
         }
         let from = if printer.redraws {
@@ -172,6 +173,8 @@ struct Printer {
     watch: bool,
     /// Whether each answer takes the place of the one before.
     redraws: bool,
+    /// Lines beside the rows of a table that is drawn anew, as many as there were the last time.
+    others: u16,
     header_due: bool,
     /// Whether any answer lost something.
     partial: bool,
@@ -192,6 +195,7 @@ impl Printer {
             notes: note.into_iter().collect(),
             watch: args.watch,
             redraws: args.watch && table && style.terminal,
+            others: REDRAW_OTHERS,
             header_due: args.output == FlowForm::Csv,
             partial: false,
             told: Vec::new(),
@@ -306,18 +310,32 @@ impl Printer {
         match self.form {
             FlowForm::Table | FlowForm::Wide => {
                 let mut text = String::new();
+                let foot = |style: &Style| {
+                    format!(
+                        "\n{}{}{}{}",
+                        footer::notes(cut.as_slice()),
+                        footer::totals(end.summary.as_ref()),
+                        footer::notes(&notes),
+                        footer::losses(&end.losses, style)
+                    )
+                };
+                let mut table = table;
                 if self.redraws {
                     text.push_str(REDRAW);
+                    // What does not fit would scroll the titles away.
+                    let plain = Style {
+                        colours: false,
+                        ..self.style
+                    };
+                    self.others = screen_lines(&foot(&plain), self.style.width).saturating_add(2);
+                    let room = Style::rows_beside(self.others) as usize + 1;
+                    table = table.split_inclusive('\n').take(room).collect();
                 } else if self.watch {
                     let to = end.summary.as_ref().and_then(|summary| summary.to);
                     text.push_str(&format!("--- {}\n", timestamp::date_clock(to.as_ref())));
                 }
                 text.push_str(&table);
-                text.push('\n');
-                text.push_str(&footer::notes(cut.as_slice()));
-                text.push_str(&footer::totals(end.summary.as_ref()));
-                text.push_str(&footer::notes(&notes));
-                text.push_str(&footer::losses(&end.losses, &self.style));
+                text.push_str(&foot(&self.style));
                 self.output.write(text).await?;
             }
             FlowForm::Json | FlowForm::Csv => {
@@ -336,5 +354,25 @@ impl Printer {
             self.told.truncate(100);
             self.told.insert(0, sentence);
         }
+    }
+}
+
+/// Lines of a terminal that `text` takes, long ones being wrapped.
+fn screen_lines(text: &str, width: usize) -> u16 {
+    let lines = text
+        .lines()
+        .map(|line| line.width().div_ceil(width.max(1)).max(1))
+        .sum::<usize>();
+    u16::try_from(lines).unwrap_or(u16::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrapped_lines_count() {
+        assert_eq!(screen_lines("\nabcd\nabcde\n", 4), 1 + 1 + 2);
+        assert_eq!(screen_lines("", 0), 0);
     }
 }

@@ -10,6 +10,7 @@ use tonic::{Status, Streaming};
 
 use crate::{
     args::{TraceForm, TraceNetworkArgs},
+    ends,
     exit::Outcome,
     filter::{self, Scope},
     fleet::{self, Fleet, Member},
@@ -114,25 +115,25 @@ async fn open(fleet: &Fleet, request: &StreamEventsRequest) -> anyhow::Result<(E
             }
         })
         .await;
-    let mut sentences = fleet.missing_sentences();
+    let mut silent = fleet.missing.clone();
     let mut errors = Vec::new();
     let mut events = Events::new();
     for (member, stream) in fleet.members.iter().zip(streams) {
         match stream {
             Ok(stream) => events.push(told(member.clone(), stream.into_inner())),
             Err(status) => {
-                sentences.push(fleet::no_answer(&member.name, &member.why(&status)));
+                silent.push((member.name.clone(), member.why(&status)));
                 errors.push(member.explain(&status));
             }
         }
     }
-    if let Some(error) = fleet::nobody(events.is_empty(), errors, &sentences) {
+    if let Some(error) = fleet::nobody(events.is_empty(), errors, &silent) {
         return Err(error);
     }
-    for sentence in &sentences {
+    for sentence in fleet::sentences(&silent) {
         terminal::say(&format!("orb8: {sentence}"));
     }
-    Ok((events, !sentences.is_empty()))
+    Ok((events, !silent.is_empty()))
 }
 
 /// One agent's events, closed by the reason for which they ended: they only end when the agent does.
@@ -143,7 +144,14 @@ fn told(
     futures::stream::unfold((member, Some(stream)), |(member, stream)| async move {
         let mut stream = stream?;
         match stream.message().await {
-            Ok(Some(response)) => Some((Ok(response), (member, Some(stream)))),
+            Ok(Some(mut response)) => {
+                if let Some(Event::Network(event)) = &mut response.event
+                    && member.deadline.is_some()
+                {
+                    event.flow.iter_mut().for_each(ends::name_hosts);
+                }
+                Some((Ok(response), (member, Some(stream))))
+            }
             Ok(None) => {
                 let gone = Status::unavailable("it ended the stream");
                 Some((Err(member.explain(&gone)), (member, None)))

@@ -151,7 +151,8 @@ pub(crate) fn notes(edges: &[Edge], settled: Option<&Timestamp>) -> Vec<String> 
     let mut notes = Vec::new();
     if alone > 0 {
         notes.push(format!(
-            "{} reported by one end only (-): the other is not observed, or by an agent that was not asked",
+            "{} reported by one end only (-): the other is not observed, by an agent that was not asked, or \
+             behind a translated address",
             if alone == 1 {
                 "1 edge is".to_owned()
             } else {
@@ -174,18 +175,22 @@ pub(crate) fn notes(edges: &[Edge], settled: Option<&Timestamp>) -> Vec<String> 
 
 /// Name of the end that sent.
 fn source(edge: &Edge) -> String {
-    unless_many(edge, edge.src.as_ref()).unwrap_or_else(|| ends::own_name(&edge::as_flow(edge)))
+    of_no_flow(edge, edge.src.as_ref()).unwrap_or_else(|| ends::own_name(&edge::as_flow(edge)))
 }
 
 /// Name of the end that received.
 fn destination(edge: &Edge) -> String {
-    unless_many(edge, edge.dst.as_ref()).unwrap_or_else(|| ends::peer_name(&edge::as_flow(edge)))
+    of_no_flow(edge, edge.dst.as_ref()).unwrap_or_else(|| ends::peer_name(&edge::as_flow(edge)))
 }
 
-/// The name of one end of a remainder: only the end that reported is one.
-fn unless_many(edge: &Edge, end: Option<&Endpoint>) -> Option<String> {
-    edge.remainder
-        .then(|| end.and_then(ends::name).unwrap_or_else(|| "(no room)".to_owned()))
+/// The name of one end of what is not one flow between two ends: only the end that reported is known.
+fn of_no_flow(edge: &Edge, end: Option<&Endpoint>) -> Option<String> {
+    let other = match (edge.remainder, edge.ip_version) {
+        (true, _) => "(no room)",
+        (false, 0) => "(not IP)",
+        _ => return None,
+    };
+    Some(end.and_then(ends::name).unwrap_or_else(|| other.to_owned()))
 }
 
 /// What the flow is about; in the colour of trouble where connects failed.

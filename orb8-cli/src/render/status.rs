@@ -292,11 +292,10 @@ fn watches(kubernetes: &KubernetesStatus) -> Option<Table> {
             Cell::new(&row.resource),
             state(row.state()),
             Cell::new(humanise::count(row.objects)),
-            Cell::new(
-                row.age
-                    .map(|age| humanise::seconds(seconds(Some(&age))))
-                    .unwrap_or_else(|| "never".to_owned()),
-            ),
+            Cell::new(row.age.map_or_else(
+                || "never".to_owned(),
+                |age| humanise::seconds(seconds(Some(&age))),
+            )),
             Cell::new(humanise::count(row.events)),
             Cell::new(humanise::count(row.restarts)),
             Cell::new(&row.reason),

@@ -83,7 +83,7 @@ impl Interval {
         owner.counts.add(flow, sent);
         let mut peer = PeerKey {
             name: ends::peer_name(flow),
-            service: ends::service(flow),
+            service: ends::short_service(flow),
         };
         if owner.peers.len() >= MAX_PEERS && !owner.peers.contains_key(&peer) {
             peer = PeerKey {

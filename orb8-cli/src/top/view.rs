@@ -10,12 +10,20 @@ use ratatui::{
 use std::collections::VecDeque;
 
 use super::model::{Model, Page, Rates};
-use crate::{args::TopSort, humanise, sanitise, terminal, timestamp};
+use crate::{args::TopSort, humanise, render::table::fit_ends, sanitise, terminal, timestamp};
 
 /// Least columns of a sparkline.
 const SPARK: u16 = 12;
 /// Columns of the owners' page beside the sparkline: 24 of the name.
 const BESIDE_SPARK: u16 = 64;
+/// Columns of the rates, with what is between them.
+const RATES: u16 = 9 + 9 + 6 + 6 + 4 + 5;
+/// Least columns of an owner's name.
+const OWNER: u16 = 16;
+/// Least columns of a peer's name.
+const PEER: u16 = 15;
+/// Columns of what a peer is spoken to about.
+const SERVICE: u16 = 18;
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 const ASCII_BARS: [char; 8] = ['_', '.', '.', '-', '-', '=', '=', '#'];
 
@@ -92,10 +100,11 @@ fn owners(frame: &mut Frame<'_>, area: Rect, model: &Model, look: &Look) {
     }
     let most = u16::try_from(super::model::HISTORY).unwrap_or(u16::MAX);
     let spark = area.width.saturating_sub(BESIDE_SPARK).clamp(SPARK, most);
+    let name_width = area.width.saturating_sub(RATES + spark + 1).max(OWNER);
     let rows: Vec<Row<'_>> = rows
         .into_iter()
         .map(|(name, rates)| {
-            let mut cells = vec![Cell::from(sanitise::line(name).into_owned())];
+            let mut cells = vec![name_cell(name, name_width, look)];
             cells.extend(rate_cells(rates, look));
             cells.push(Cell::from(sparkline(
                 &rates.history,
@@ -115,7 +124,7 @@ fn owners(frame: &mut Frame<'_>, area: Rect, model: &Model, look: &Look) {
         "LAST 60",
     ];
     let widths = [
-        Constraint::Min(16),
+        Constraint::Min(OWNER),
         Constraint::Length(9),
         Constraint::Length(9),
         Constraint::Length(6),
@@ -143,13 +152,14 @@ fn peers(frame: &mut Frame<'_>, area: Rect, model: &Model, owner: &str, look: &L
         )));
     }
     frame.render_widget(Line::from(spans), title);
+    let name_width = area.width.saturating_sub(RATES + SERVICE + 1).max(PEER);
     let rows: Vec<Row<'_>> = model
         .peers(owner)
         .into_iter()
         .map(|(key, rates)| {
             let mut cells = vec![
-                Cell::from(sanitise::line(&key.name).into_owned()),
-                Cell::from(sanitise::line(&key.service).into_owned()),
+                name_cell(&key.name, name_width, look),
+                name_cell(&key.service, SERVICE, look),
             ];
             cells.extend(rate_cells(rates, look));
             Row::new(cells)
@@ -165,8 +175,8 @@ fn peers(frame: &mut Frame<'_>, area: Rect, model: &Model, owner: &str, look: &L
         "RETX",
     ];
     let widths = [
-        Constraint::Min(15),
-        Constraint::Length(14),
+        Constraint::Min(PEER),
+        Constraint::Length(SERVICE),
         Constraint::Length(9),
         Constraint::Length(9),
         Constraint::Length(6),
@@ -189,6 +199,15 @@ fn table(
         .column_spacing(1)
         .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
     frame.render_stateful_widget(table, area, &mut TableState::new().with_selected(selected));
+}
+
+/// A name, whose end is kept where it must be cut.
+fn name_cell(name: &str, width: u16, look: &Look) -> Cell<'static> {
+    Cell::from(fit_ends(
+        &sanitise::line(name),
+        usize::from(width),
+        look.ellipsis(),
+    ))
 }
 
 fn rate_cells(rates: &Rates, look: &Look) -> [Cell<'static>; 5] {
