@@ -110,7 +110,9 @@ impl Cluster {
             if ready {
                 cluster.nodes.push(name.to_owned());
             }
-            cluster.ipv6 = node["spec"]["podCIDRs"].as_array().is_some_and(|ranges| ranges.len() > 1);
+            cluster.ipv6 = node["spec"]["podCIDRs"]
+                .as_array()
+                .is_some_and(|ranges| ranges.len() > 1);
         }
         ensure!(!cluster.nodes.is_empty(), "no node is Ready");
         cluster.nodes.sort();
@@ -119,14 +121,30 @@ impl Cluster {
 
     /// Makes everything that the scenarios talk to, and waits for it.
     pub(crate) fn prepare(&self) -> Result<()> {
-        self.kubectl(&["-n", "orb8", "rollout", "status", "daemonset/orb8-agent", "--timeout=60s"])
-            .context("orb8 is not installed: kubectl apply -k deploy/")?;
+        self.kubectl(&[
+            "-n",
+            "orb8",
+            "rollout",
+            "status",
+            "daemonset/orb8-agent",
+            "--timeout=60s",
+        ])
+        .context("orb8 is not installed: kubectl apply -k deploy/")?;
         self.clean_up();
         self.apply(&manifests::all(&self.image, &self.nodes))?;
         for resource in ["deployment/web", "statefulset/db"] {
             self.kubectl(&["-n", NAMESPACE, "rollout", "status", resource, "--timeout=90s"])?;
         }
-        self.kubectl(&["-n", NAMESPACE, "wait", "--for=condition=Ready", "pod", "-l", "e2e=pod", "--timeout=90s"])?;
+        self.kubectl(&[
+            "-n",
+            NAMESPACE,
+            "wait",
+            "--for=condition=Ready",
+            "pod",
+            "-l",
+            "e2e=pod",
+            "--timeout=90s",
+        ])?;
         // Services reach the nodes' tables in their own time.
         thread::sleep(Duration::from_secs(2));
         Ok(())
@@ -134,7 +152,13 @@ impl Cluster {
 
     pub(crate) fn clean_up(&self) {
         // It may not be there.
-        let _ = self.kubectl(&["delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=90s"]);
+        let _ = self.kubectl(&[
+            "delete",
+            "namespace",
+            NAMESPACE,
+            "--ignore-not-found",
+            "--timeout=90s",
+        ]);
     }
 
     pub(crate) fn apply(&self, manifest: &str) -> Result<()> {

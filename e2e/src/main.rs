@@ -67,7 +67,11 @@ fn run(options: &Options) -> anyhow::Result<usize> {
         println!("FAILED: preparation: {error:#}");
     } else {
         for (name, scenario) in scenarios::ALL {
-            if options.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+            if options
+                .only
+                .as_ref()
+                .is_some_and(|only| !name.contains(only.as_str()))
+            {
                 continue;
             }
             let began = Instant::now();

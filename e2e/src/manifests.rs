@@ -121,19 +121,33 @@ pub(crate) fn all(image: &str, nodes: &[String]) -> String {
         on_host("on-host-1", "7101"),
         on_host("on-host-2", "7102"),
         several,
-        pod("dns", here, &[container("main", image, &["dns", "53", "api.example.com", "192.0.2.7"])]),
+        pod(
+            "dns",
+            here,
+            &[container(
+                "main",
+                image,
+                &["dns", "53", "api.example.com", "192.0.2.7"],
+            )],
+        ),
         workload("Deployment", "web", image),
         workload("StatefulSet", "db", image),
         service(
             "cluster-ip",
             &json!({"selector": {"app": "web"}, "ports": ports, "ipFamilyPolicy": "PreferDualStack"}),
         ),
-        service("node-port", &json!({"type": "NodePort", "selector": {"app": "web"}, "ports": ports})),
+        service(
+            "node-port",
+            &json!({"type": "NodePort", "selector": {"app": "web"}, "ports": ports}),
+        ),
         service(
             "headless",
             &json!({"clusterIP": "None", "selector": {"app": "db"}, "ports": [{"port": 7000, "protocol": "UDP"}]}),
         ),
-        service("balanced", &json!({"type": "LoadBalancer", "selector": {"app": "web"}, "ports": ports})),
+        service(
+            "balanced",
+            &json!({"type": "LoadBalancer", "selector": {"app": "web"}, "ports": ports}),
+        ),
         cron_job,
     ];
     json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()

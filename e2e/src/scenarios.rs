@@ -36,7 +36,10 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("orb8 pods knows each pod", pods),
     ("filters and edges", filters),
     ("a pod is named within two seconds", named_in_time),
-    ("a pod's name outlives it, and its address goes to the next", address_reuse),
+    (
+        "a pod's name outlives it, and its address goes to the next",
+        address_reuse,
+    ),
     ("a StatefulSet's pod comes back under its name", stateful),
     ("pods of a CronJob that live two seconds", cron_job),
     ("the agent is restarted", restart),
@@ -75,10 +78,18 @@ fn both_ways(
         ("what the client sent", client, server, true),
         ("what came back", server, client, false),
     ] {
-        let reporter = if sent == by_client { "source" } else { "destination" };
+        let reporter = if sent == by_client {
+            "source"
+        } else {
+            "destination"
+        };
         expect(flows, &amount(what, made, headers), |flow| {
             let client_end = if sent { &flow.src } else { &flow.dst };
-            let reporter_end = if reporter == "source" { &flow.src } else { &flow.dst };
+            let reporter_end = if reporter == "source" {
+                &flow.src
+            } else {
+                &flow.dst
+            };
             flow.reporter == reporter
                 && flow.protocol == "UDP"
                 && is_pod(&flow.src, from)
@@ -109,9 +120,19 @@ fn nothing_else(flows: &[Flow], made: &Made, pods: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn exchange(cluster: &Cluster, server: &str, address: &str, headers: u64, count: &str, size: &str) -> Result<()> {
+fn exchange(
+    cluster: &Cluster,
+    server: &str,
+    address: &str,
+    headers: u64,
+    count: &str,
+    size: &str,
+) -> Result<()> {
     let made = cluster.send("client", &["udp", address, count, size])?;
-    ensure!(made.received == made.sent, "the workload lost something by itself");
+    ensure!(
+        made.received == made.sent,
+        "the workload lost something by itself"
+    );
     cluster.eventually(|flows| {
         both_ways(flows, &made, headers, "client", server, true, "veth")?;
         both_ways(flows, &made, headers, "client", server, false, "veth")?;
@@ -151,9 +172,8 @@ fn ipv6(cluster: &Cluster) -> Result<Outcome> {
 fn interface(cluster: &Cluster, pod: &str) -> Result<[u64; 4]> {
     // The image has nothing but the workload: the kernel's table of its network namespace is read through the agent's
     // eyes instead, by the interface's counters in `orb8 status`. Those come from rtnetlink.
-    let pods: serde_json::Value = serde_json::from_str(&cluster.orb8(&[
-        "pods", "-n", NAMESPACE, "--pod", pod, "-o", "json",
-    ])?)?;
+    let pods: serde_json::Value =
+        serde_json::from_str(&cluster.orb8(&["pods", "-n", NAMESPACE, "--pod", pod, "-o", "json"])?)?;
     let name = pods
         .pointer("/interfaces/0/name")
         .and_then(|name| name.as_str())
@@ -211,7 +231,11 @@ fn interface_counters(cluster: &Cluster) -> Result<Outcome> {
                         && (flow.src.port == made.port || flow.dst.port == made.port)
                 })
                 .collect();
-            ensure!(picked.len() == 1, "{reporter} {from} -> {to}: {} flows", picked.len());
+            ensure!(
+                picked.len() == 1,
+                "{reporter} {from} -> {to}: {} flows",
+                picked.len()
+            );
             let flow = picked[0];
             // Each segment has 20 bytes of IP and 20 of TCP, and 12 of timestamps; the first one 8 more of options.
             let bytes = 3_000_000 + flow.packets * 52 + 8;
@@ -221,7 +245,10 @@ fn interface_counters(cluster: &Cluster) -> Result<Outcome> {
                 flow.packets,
                 flow.bytes
             );
-            ensure!(flow.frames <= flow.packets && flow.frame_bytes > 3_000_000, "{flow:?}");
+            ensure!(
+                flow.frames <= flow.packets && flow.frame_bytes > 3_000_000,
+                "{flow:?}"
+            );
         }
         Ok(())
     })?;
@@ -282,7 +309,11 @@ fn through_service(
     };
     for sent in [true, false] {
         let mine = |flow: &Flow| {
-            let (own, other) = if sent { (&flow.src, &flow.dst) } else { (&flow.dst, &flow.src) };
+            let (own, other) = if sent {
+                (&flow.src, &flow.dst)
+            } else {
+                (&flow.dst, &flow.src)
+            };
             flow.reporter == if sent { "source" } else { "destination" }
                 && flow.protocol == protocol
                 && is_pod(own, "client")
@@ -293,11 +324,19 @@ fn through_service(
             mine(flow) && is_service(flow) && is_backend(if sent { &flow.dst } else { &flow.src })
         };
         let wrong: Vec<&Flow> = flows.iter().filter(|flow| mine(flow) && !good(flow)).collect();
-        ensure!(wrong.is_empty(), "not through the Service: {}", crate::cluster::describe(&wrong));
+        ensure!(
+            wrong.is_empty(),
+            "not through the Service: {}",
+            crate::cluster::describe(&wrong)
+        );
         if protocol == "UDP" {
             expect(flows, &amount("through the Service", made, headers), good)?;
         } else {
-            let bytes: u64 = flows.iter().filter(|flow| good(flow)).map(|flow| flow.bytes).sum();
+            let bytes: u64 = flows
+                .iter()
+                .filter(|flow| good(flow))
+                .map(|flow| flow.bytes)
+                .sum();
             ensure!(
                 bytes > made.sent && bytes < made.sent * 2,
                 "{bytes} bytes for {} sent once",
@@ -310,7 +349,11 @@ fn through_service(
 
 fn cluster_ip_of(cluster: &Cluster, index: usize, headers: u64) -> Result<()> {
     let ip = cluster.service_ip("cluster-ip", index)?;
-    let address = if ip.contains(':') { format!("[{ip}]:80") } else { format!("{ip}:80") };
+    let address = if ip.contains(':') {
+        format!("[{ip}]:80")
+    } else {
+        format!("{ip}:80")
+    };
     let backends = cluster.pods("app=web")?;
     for (protocol, arguments) in [
         ("UDP", ["udp", &address, "29", "400"].as_slice()),
@@ -397,7 +440,15 @@ fn load_balancer(cluster: &Cluster) -> Result<Outcome> {
     let backends = cluster.pods("app=web")?;
     let made = cluster.send("client", &["udp", &format!("{ip}:80"), "33", "160"])?;
     cluster.eventually(|flows| {
-        through_service(flows, &made, V4, "UDP", ("balanced", ip, 80), "conntrack", &backends)
+        through_service(
+            flows,
+            &made,
+            V4,
+            "UDP",
+            ("balanced", ip, 80),
+            "conntrack",
+            &backends,
+        )
     })?;
     Ok(Outcome::Passed)
 }
@@ -468,7 +519,10 @@ fn external(cluster: &Cluster) -> Result<Outcome> {
 
 fn api_server(cluster: &Cluster) -> Result<Outcome> {
     let object = cluster.json(&["-n", "default", "get", "service", "kubernetes"])?;
-    let ip = object["spec"]["clusterIP"].as_str().context("no address")?.to_owned();
+    let ip = object["spec"]["clusterIP"]
+        .as_str()
+        .context("no address")?
+        .to_owned();
     // It takes the connection, and gets something that it does not understand.
     let _ = cluster.exec("client", &["tcp", &format!("{ip}:443"), "10"]);
     let node = cluster.pod_field("far", "/status/hostIP")?;
@@ -488,7 +542,9 @@ fn api_server(cluster: &Cluster) -> Result<Outcome> {
             let is_node = if cluster.nodes.len() < 2 {
                 flow.dst.kind == "host"
             } else {
-                flow.dst.kind == "node" && flow.dst.node == cluster.nodes[1] && flow.dst.attribution == "node_ip"
+                flow.dst.kind == "node"
+                    && flow.dst.node == cluster.nodes[1]
+                    && flow.dst.attribution == "node_ip"
             };
             flow.reporter == "source" && is_pod(&flow.src, "client") && flow.src.port == made.port && is_node
         })
@@ -498,10 +554,7 @@ fn api_server(cluster: &Cluster) -> Result<Outcome> {
 
 fn pods(cluster: &Cluster) -> Result<Outcome> {
     let text = cluster.orb8(&["pods", "-n", NAMESPACE, "-o", "json"])?;
-    let known: Vec<serde_json::Value> = text
-        .lines()
-        .map(serde_json::from_str)
-        .collect::<Result<_, _>>()?;
+    let known: Vec<serde_json::Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     for name in ["client", "guaranteed", "far", "on-host-1", "several", "db-0"] {
         let pod = known
             .iter()
@@ -566,7 +619,12 @@ fn named_in_time(cluster: &Cluster) -> Result<Outcome> {
     let here = &cluster.nodes[0];
     cluster.apply(&manifests::idle_pod("young", here, cluster.image()))?;
     cluster.kubectl(&[
-        "-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/young", "--timeout=60s",
+        "-n",
+        NAMESPACE,
+        "wait",
+        "--for=condition=Ready",
+        "pod/young",
+        "--timeout=60s",
     ])?;
     let address = format!("{}:7000", cluster.ip("guaranteed")?);
     let made = cluster.send("young", &["udp", &address, "49", "220"])?;
@@ -586,11 +644,26 @@ fn address_reuse(cluster: &Cluster) -> Result<Outcome> {
         let name = format!("brief-{number}");
         cluster.apply(&manifests::idle_pod(&name, here, cluster.image()))?;
         cluster.kubectl(&[
-            "-n", NAMESPACE, "wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s",
+            "-n",
+            NAMESPACE,
+            "wait",
+            "--for=condition=Ready",
+            &format!("pod/{name}"),
+            "--timeout=60s",
         ])?;
-        made.push((name.clone(), cluster.send(&name, &["udp", &address, "51", "230"])?));
+        made.push((
+            name.clone(),
+            cluster.send(&name, &["udp", &address, "51", "230"])?,
+        ));
         cluster.kubectl(&[
-            "-n", NAMESPACE, "delete", "pod", &name, "--grace-period=0", "--force", "--wait=true",
+            "-n",
+            NAMESPACE,
+            "delete",
+            "pod",
+            &name,
+            "--grace-period=0",
+            "--force",
+            "--wait=true",
         ])?;
     }
     cluster.eventually(|flows| {
@@ -609,7 +682,14 @@ fn stateful(cluster: &Cluster) -> Result<Outcome> {
         let made = cluster.send("client", &["udp", &address, "53", "240"])?;
         cluster.eventually(|flows| both_ways(flows, &made, V4, "client", "db-0", true, "veth"))?;
         cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", "db-0", "--wait=true"])?;
-        cluster.kubectl(&["-n", NAMESPACE, "rollout", "status", "statefulset/db", "--timeout=60s"])?;
+        cluster.kubectl(&[
+            "-n",
+            NAMESPACE,
+            "rollout",
+            "status",
+            "statefulset/db",
+            "--timeout=60s",
+        ])?;
     }
     Ok(Outcome::Passed)
 }
@@ -621,9 +701,18 @@ fn cron_job(cluster: &Cluster) -> Result<Outcome> {
         let of_job: Vec<&Flow> = flows
             .iter()
             .filter(|flow| flow.reporter == "source" && flow.src.workload == "CronJob/short")
-            .filter(|flow| flow.service.as_ref().is_some_and(|service| service.name == "cluster-ip"))
+            .filter(|flow| {
+                flow.service
+                    .as_ref()
+                    .is_some_and(|service| service.name == "cluster-ip")
+            })
             .collect();
-        let pod = of_job.first().context("no pod of the CronJob has sent anything yet")?.src.pod.clone();
+        let pod = of_job
+            .first()
+            .context("no pod of the CronJob has sent anything yet")?
+            .src
+            .pod
+            .clone();
         let packets: u64 = of_job
             .iter()
             .filter(|flow| flow.src.pod == pod)
@@ -644,7 +733,14 @@ fn cron_job(cluster: &Cluster) -> Result<Outcome> {
 
 fn restart(cluster: &Cluster) -> Result<Outcome> {
     cluster.kubectl(&["-n", "orb8", "rollout", "restart", "daemonset/orb8-agent"])?;
-    cluster.kubectl(&["-n", "orb8", "rollout", "status", "daemonset/orb8-agent", "--timeout=90s"])?;
+    cluster.kubectl(&[
+        "-n",
+        "orb8",
+        "rollout",
+        "status",
+        "daemonset/orb8-agent",
+        "--timeout=90s",
+    ])?;
     let address = format!("{}:7000", cluster.ip("guaranteed")?);
     exchange(cluster, "guaranteed", &address, V4, "55", "250")?;
     cluster_ip_of(cluster, 0, V4)?;
@@ -653,29 +749,52 @@ fn restart(cluster: &Cluster) -> Result<Outcome> {
 
 fn api_outage(cluster: &Cluster) -> Result<Outcome> {
     let Some((stop, start)) = &cluster.api_hooks else {
-        return Ok(Outcome::Skipped("no command to stop the API server is given (--api-stop)".to_owned()));
+        return Ok(Outcome::Skipped(
+            "no command to stop the API server is given (--api-stop)".to_owned(),
+        ));
     };
     let address = format!("{}:7000", cluster.ip("guaranteed")?);
     cluster.hook(stop)?;
     thread::sleep(Duration::from_secs(30));
     cluster.hook(start)?;
-    cluster.within(Duration::from_secs(60), || cluster.kubectl(&["get", "nodes"]).map(drop))?;
+    cluster.within(Duration::from_secs(60), || {
+        cluster.kubectl(&["get", "nodes"]).map(drop)
+    })?;
     exchange(cluster, "guaranteed", &address, V4, "57", "260")?;
     // What has happened meanwhile, and after, comes in.
-    cluster.apply(&manifests::idle_pod("after-outage", &cluster.nodes[0], cluster.image()))?;
+    cluster.apply(&manifests::idle_pod(
+        "after-outage",
+        &cluster.nodes[0],
+        cluster.image(),
+    ))?;
     cluster.kubectl(&[
-        "-n", NAMESPACE, "wait", "--for=condition=Ready", "pod/after-outage", "--timeout=90s",
+        "-n",
+        NAMESPACE,
+        "wait",
+        "--for=condition=Ready",
+        "pod/after-outage",
+        "--timeout=90s",
     ])?;
     let made = cluster.send("after-outage", &["udp", &address, "59", "270"])?;
     cluster.within(Duration::from_secs(40), || {
-        both_ways(&cluster.flows()?, &made, V4, "after-outage", "guaranteed", false, "veth")
+        both_ways(
+            &cluster.flows()?,
+            &made,
+            V4,
+            "after-outage",
+            "guaranteed",
+            false,
+            "veth",
+        )
     })?;
     Ok(Outcome::Passed)
 }
 
 fn node_cut(cluster: &Cluster) -> Result<Outcome> {
     let Some((cut, join)) = &cluster.node_hooks else {
-        return Ok(Outcome::Skipped("no command to cut a node off is given (--node-cut)".to_owned()));
+        return Ok(Outcome::Skipped(
+            "no command to cut a node off is given (--node-cut)".to_owned(),
+        ));
     };
     let address = format!("{}:7000", cluster.ip("guaranteed")?);
     cluster.hook(cut)?;
@@ -687,6 +806,8 @@ fn node_cut(cluster: &Cluster) -> Result<Outcome> {
     cluster.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=120s"])?;
     exchange(cluster, "guaranteed", &address, V4, "61", "280")?;
     let address = format!("{}:7000", cluster.ip("far")?);
-    cluster.within(Duration::from_secs(60), || exchange(cluster, "far", &address, V4, "63", "290"))?;
+    cluster.within(Duration::from_secs(60), || {
+        exchange(cluster, "far", &address, V4, "63", "290")
+    })?;
     Ok(Outcome::Passed)
 }

@@ -9,7 +9,7 @@ use std::{
 
 use orb8_agent::{
     identity::owner::{Attribution, Kind, Owner, OwnerId, OwnerTable},
-    store::{Direction, History, HistoryLimits, Observation},
+    store::{Direction, History, HistoryLimits, Observation, ViaId},
 };
 use orb8_common::network::{FlowCounters, FlowKey, kind, protocol};
 use orb8_proto::v1;
@@ -76,14 +76,19 @@ fn second(
             ..FlowCounters::default()
         };
         let point = history.point("veth0123");
-        history.add_flow(&Observation {
-            key: &key(n),
-            counters: &counters,
-            owner: OwnerId(1 + n % OWNERS),
-            peer: OwnerId::UNKNOWN,
-            direction: Direction::Egress,
-            point,
-        });
+        history.add_flow(
+            &Observation {
+                key: &key(n),
+                counters: &counters,
+                owner: OwnerId(1 + n % OWNERS),
+                peer: OwnerId::UNKNOWN,
+                peer_kind: Kind::External,
+                direction: Direction::Egress,
+                via: ViaId::STRAIGHT,
+                point,
+            },
+            owners,
+        );
     }
     let added = begun.elapsed();
     let begun = Instant::now();

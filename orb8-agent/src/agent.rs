@@ -27,10 +27,10 @@ use tonic::transport::{Channel, Endpoint, Server, Uri};
 use tracing::{debug, info, warn};
 
 use crate::{
-    core::{Core, DrainCounts, LimitSettings, Store, lock},
-    export::{grpc::Orbit, http},
     conntrack::{Conntrack, ConntrackLimits},
+    core::{Core, DrainCounts, LimitSettings, Store, lock},
     dns::{DnsLimits, DnsNames},
+    export::{grpc::Orbit, http},
     identity::{Identity, IdentityError, IdentityOptions, cgroups::Cgroups, owner::OwnerTable},
     interfaces::{InterfaceError, InterfaceWatcher},
     kubernetes::KubernetesError,
@@ -311,9 +311,11 @@ impl Agent {
         };
         follower.first().await?;
         agent.tasks.push(tokio::spawn(follower.run(stop.clone())));
-        agent
-            .tasks
-            .push(tokio::spawn(live::read_events(core.clone(), events, stop.clone())));
+        agent.tasks.push(tokio::spawn(live::read_events(
+            core.clone(),
+            events,
+            stop.clone(),
+        )));
         if settings.dns {
             agent.tasks.push(tokio::spawn(live::read_dns_answers(
                 core.clone(),

@@ -414,7 +414,8 @@ fn attributed(resident: Option<&Owner>, attribution: Attribution) -> Owner {
     owner.kind = Kind::Process;
     // A packet of a namespace need not be its first process's: where something better names the namespace, the process
     // would be a guess.
-    if !owner.netns.is_empty() || !owner.container.is_empty() || !owner.unit.is_empty() || owner.pod.is_some() {
+    if !owner.netns.is_empty() || !owner.container.is_empty() || !owner.unit.is_empty() || owner.pod.is_some()
+    {
         owner.process.clear();
         owner.pid = 0;
     }

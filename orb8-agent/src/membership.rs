@@ -11,7 +11,9 @@ use tracing::{info, warn};
 
 use crate::{
     core::{Core, lock},
-    kubernetes::{Cluster, ClusterLimits, Configured, KubernetesError, KubernetesOptions, Source, configure, watch},
+    kubernetes::{
+        Cluster, ClusterLimits, Configured, KubernetesError, KubernetesOptions, Source, configure, watch,
+    },
     settings::{Settings, WatchPods},
 };
 
@@ -31,7 +33,10 @@ impl Membership {
     ///
     /// # Errors
     /// If a kubeconfig is named that cannot be used.
-    pub(crate) async fn find(settings: &Settings, stop: &CancellationToken) -> Result<(Self, bool), KubernetesError> {
+    pub(crate) async fn find(
+        settings: &Settings,
+        stop: &CancellationToken,
+    ) -> Result<(Self, bool), KubernetesError> {
         let none = |reason: String| {
             info!(reason, "no Kubernetes");
             let membership = Self {
@@ -94,7 +99,12 @@ impl Membership {
                     .then(|| format!("{} objects could not be read; see the log", watch.malformed));
                 v1::WatchStatus {
                     resource: resource.name().to_owned(),
-                    state: if failed { v1::State::Failed } else { v1::State::Active }.into(),
+                    state: if failed {
+                        v1::State::Failed
+                    } else {
+                        v1::State::Active
+                    }
+                    .into(),
                     reason: watch
                         .failure
                         .or_else(|| (!watch.listed).then(|| "not listed yet".to_owned()))
@@ -115,10 +125,7 @@ impl Membership {
             .find(|watch| watch.state == i32::from(v1::State::Failed));
         let (state, reason) = match (reason.is_empty(), failed) {
             (false, _) => (v1::State::Off, reason),
-            (true, Some(watch)) => (
-                v1::State::Failed,
-                format!("{}: {}", watch.resource, watch.reason),
-            ),
+            (true, Some(watch)) => (v1::State::Failed, format!("{}: {}", watch.resource, watch.reason)),
             (true, None) => (v1::State::Active, String::new()),
         };
         v1::KubernetesStatus {

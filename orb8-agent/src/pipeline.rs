@@ -398,9 +398,9 @@ impl Resolver<'_> {
             .then(|| self.processes.name(tgid))
             .flatten()
             .map(|comm| comm.0);
-        let owner =
-            self.names
-                .socket_owner(key.point, tgid, comm, Some((key.protocol, address, port)));
+        let owner = self
+            .names
+            .socket_owner(key.point, tgid, comm, Some((key.protocol, address, port)));
         let by_cgroup = !owner.unit.is_empty() || !owner.container.is_empty() || owner.pod.is_some();
         let id = self.store.owners.intern(owner);
         if tgid != 0 || by_cgroup {

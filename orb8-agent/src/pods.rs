@@ -8,8 +8,8 @@ use crate::{
     core::{Core, lock},
     identity::Identity,
     kubernetes::{Cluster, Pod},
-    probe::{kernel_clock::unix_now_ns, network::points::Points},
     naming::pod_peer,
+    probe::{kernel_clock::unix_now_ns, network::points::Points},
     store::{Filter, Totals, timestamp},
 };
 
@@ -37,7 +37,9 @@ pub(crate) fn list(core: &Core, filter: &Filter) -> v1::ListPodsResponse {
 fn own_pods(core: &Core, cluster: &Cluster, filter: &Filter) -> Vec<v1::PodStatus> {
     let mut known = cluster.own_pods();
     known.retain(|pod| !filter.asks_for_owners() || filter.matches_owner(&pod_peer(pod)));
-    known.sort_unstable_by(|a, b| (&a.namespace, &a.name, a.started_ns).cmp(&(&b.namespace, &b.name, b.started_ns)));
+    known.sort_unstable_by(|a, b| {
+        (&a.namespace, &a.name, a.started_ns).cmp(&(&b.namespace, &b.name, b.started_ns))
+    });
     let points = lock(&core.points);
     let names = lock(&core.names);
     let store = lock(&core.store);
@@ -48,7 +50,15 @@ fn own_pods(core: &Core, cluster: &Cluster, filter: &Filter) -> Vec<v1::PodStatu
         .map(|(name, _, reason)| format!("{name} is not attached: {reason}"));
     known
         .iter()
-        .map(|pod| status(pod, &points, &names.identity, store.history.totals(), socket_failure.as_deref()))
+        .map(|pod| {
+            status(
+                pod,
+                &points,
+                &names.identity,
+                store.history.totals(),
+                socket_failure.as_deref(),
+            )
+        })
         .collect()
 }
 
@@ -131,7 +141,10 @@ fn health(
     if pod.deleted || matches!(pod.phase.as_str(), "Succeeded" | "Failed") {
         return (v1::PodHealth::Ended, String::new());
     }
-    let running = pod.containers.iter().any(|container| container.state == "running");
+    let running = pod
+        .containers
+        .iter()
+        .any(|container| container.state == "running");
     if !running {
         return (v1::PodHealth::Waiting, "no container runs yet".to_owned());
     }
@@ -166,7 +179,8 @@ fn health(
     let Some(reason) = gap else {
         return ok;
     };
-    let young = unix_now_ns().saturating_sub(pod.started_ns) < u64::try_from(YOUNG.as_nanos()).unwrap_or(u64::MAX);
+    let young =
+        unix_now_ns().saturating_sub(pod.started_ns) < u64::try_from(YOUNG.as_nanos()).unwrap_or(u64::MAX);
     if young {
         (v1::PodHealth::Waiting, reason)
     } else {

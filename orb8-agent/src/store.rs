@@ -23,11 +23,11 @@ mod model;
 
 pub use delta::Delta;
 pub use filter::QueryError;
-pub use history::{Committed, Forgotten, History, HistoryLimits, Observation};
-pub use live::{LiveEvent, LiveFilter};
 pub(crate) use filter::{Filter, UID, octets};
-pub(crate) use message::timestamp;
+pub use history::{Committed, Forgotten, History, HistoryLimits, Observation};
 pub use interned::{PointId, Via, ViaId};
+pub use live::{LiveEvent, LiveFilter};
+pub(crate) use message::timestamp;
 pub use query::{Answer, Row, Selection};
 pub use totals::{Labels, Protocol, Series, Totals, Unattributed};
 

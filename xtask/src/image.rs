@@ -48,7 +48,13 @@ impl Arch {
     }
 
     /// Environment for the C code in dependencies, and for linking; and what to install for it.
-    const fn toolchain(self) -> (&'static [(&'static str, &'static str)], &'static str, &'static str) {
+    const fn toolchain(
+        self,
+    ) -> (
+        &'static [(&'static str, &'static str)],
+        &'static str,
+        &'static str,
+    ) {
         match self {
             Self::Amd64 => (
                 &[("CC_x86_64_unknown_linux_musl", "musl-gcc")],
@@ -93,7 +99,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .parent()
         .context("xtask has no parent directory")?;
     let (programs, name, out) = if options.workload {
-        (WORKLOAD, WORKLOAD_NAME.to_owned(), "target/orb8-traffic-image.tar")
+        (
+            WORKLOAD,
+            WORKLOAD_NAME.to_owned(),
+            "target/orb8-traffic-image.tar",
+        )
     } else {
         let name = format!("{NAME}:{}", env!("CARGO_PKG_VERSION"));
         (PROGRAMS, name, "target/orb8-agent-image.tar")
@@ -101,7 +111,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let name = options.name.clone().unwrap_or(name);
     let out = options.out.clone().unwrap_or_else(|| root.join(out));
     ensure!(
-        name.split_once(':').is_some_and(|(name, tag)| !name.is_empty() && !tag.is_empty()),
+        name.split_once(':')
+            .is_some_and(|(name, tag)| !name.is_empty() && !tag.is_empty()),
         "--name {}: NAME:TAG is needed, such as {NAME}:dev",
         name
     );
@@ -139,7 +150,10 @@ fn build(
         "{compiler} is not on the PATH: apt-get install {package}"
     );
     let target = arch.target();
-    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output()?.stdout;
+    let sysroot = Command::new("rustc")
+        .args(["--print", "sysroot"])
+        .output()?
+        .stdout;
     let library = PathBuf::from(String::from_utf8(sysroot)?.trim())
         .join("lib/rustlib")
         .join(target);
@@ -153,7 +167,11 @@ fn build(
     let status = Command::new(env!("CARGO"))
         .current_dir(root)
         .args(["build", "--locked", "--release", "--target", target])
-        .args(programs.iter().flat_map(|(package, program)| ["-p", package, "--bin", program]))
+        .args(
+            programs
+                .iter()
+                .flat_map(|(package, program)| ["-p", package, "--bin", program]),
+        )
         .envs(environment.iter().copied())
         // Nothing of where the checkout lies gets into the image.
         .env("RUSTFLAGS", format!("--remap-path-prefix={}=.", root.display()))
@@ -242,7 +260,12 @@ fn archive(programs: &[(&str, Vec<u8>)], arch: Arch, name: &str) -> Result<Archi
     }]))?;
 
     let mut archive = tar::Builder::new(Vec::new());
-    append(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
+    append(
+        &mut archive,
+        "oci-layout",
+        br#"{"imageLayoutVersion":"1.0.0"}"#,
+        0o644,
+    )?;
     append(&mut archive, "index.json", &index, 0o644)?;
     append(&mut archive, "manifest.json", &docker, 0o644)?;
     for bytes in [&config, &manifest, &compressed] {
@@ -269,7 +292,10 @@ fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8], mode: u
 }
 
 fn hex_digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 fn digest(bytes: &[u8]) -> String {
@@ -318,7 +344,10 @@ mod tests {
         };
         let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
         let entry = &index["manifests"][0];
-        assert_eq!(entry["annotations"]["io.containerd.image.name"], "example.com/orb8:1");
+        assert_eq!(
+            entry["annotations"]["io.containerd.image.name"],
+            "example.com/orb8:1"
+        );
         let manifest: Value = serde_json::from_slice(read(entry)).unwrap();
         let config: Value = serde_json::from_slice(read(&manifest["config"])).unwrap();
         assert_eq!(config["config"]["Entrypoint"][0], "/orb8-agent");

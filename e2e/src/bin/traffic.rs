@@ -88,7 +88,12 @@ fn udp(to: &str, count: &str, size: &str, echoed: bool) -> Outcome {
     let mut buffer = vec![0; size + 1];
     for number in 0..count {
         socket.send(&payload)?;
-        if echoed && socket.recv(&mut buffer).map_err(|error| format!("echo {number}: {error}"))? != size {
+        if echoed
+            && socket
+                .recv(&mut buffer)
+                .map_err(|error| format!("echo {number}: {error}"))?
+                != size
+        {
             return Err("an echo of another size".into());
         }
         if !echoed {

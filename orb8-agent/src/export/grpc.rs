@@ -143,7 +143,8 @@ impl OrbitService for Orbit {
             ..v1::FlowFilter::default()
         };
         resolve_selectors(&self.core, Some(&mut filter))?;
-        let filter = Filter::new(Some(&filter)).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let filter =
+            Filter::new(Some(&filter)).map_err(|error| Status::invalid_argument(error.to_string()))?;
         self.core.refresh().await;
         let core = self.core.clone();
         tokio::task::spawn_blocking(move || pods::list(&core, &filter))
@@ -158,8 +159,8 @@ impl OrbitService for Orbit {
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
         let mut filter = request.into_inner().network;
         resolve_selectors(&self.core, filter.as_mut())?;
-        let filter = LiveFilter::new(filter.as_ref())
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let filter =
+            LiveFilter::new(filter.as_ref()).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let permit = self.streams.clone().try_acquire_owned().map_err(|_| {
             Status::resource_exhausted(format!(
                 "{STREAMS} clients follow events already; try again later"

@@ -392,9 +392,8 @@ impl Namespaces {
                 let Ok(metadata) = fs::metadata(&path) else {
                     continue;
                 };
-                let on_nsfs =
-                    nix::sys::statfs::statfs(&path)
-                        .is_ok_and(|stat| stat.filesystem_type() == nix::sys::statfs::NSFS_MAGIC);
+                let on_nsfs = nix::sys::statfs::statfs(&path)
+                    .is_ok_and(|stat| stat.filesystem_type() == nix::sys::statfs::NSFS_MAGIC);
                 if !on_nsfs || metadata.ino() == self.own {
                     continue;
                 }
@@ -446,7 +445,9 @@ impl Representative {
     /// Of the processes of one namespace the oldest container's. But where a plain process was there before any container,
     /// the namespace is a machine's (a node of a nested cluster), and containers only use it.
     fn of(processes: Vec<Self>) -> Option<Self> {
-        let oldest = processes.iter().min_by_key(|process| (process.started, process.pid))?;
+        let oldest = processes
+            .iter()
+            .min_by_key(|process| (process.started, process.pid))?;
         if oldest.rank < Rank::Sandbox && processes.iter().any(|process| process.rank >= Rank::Sandbox) {
             return Some(oldest.clone());
         }

@@ -239,10 +239,7 @@ impl Cluster {
             return Some(service.clone());
         }
         let service = state.services.at_node_port(port, protocol)?;
-        state
-            .node_of
-            .contains_key(&address)
-            .then(|| service.clone())
+        state.node_of.contains_key(&address).then(|| service.clone())
     }
 
     /// The Service that is reached at this port of every node.
@@ -323,7 +320,12 @@ impl Cluster {
     pub fn expire(&self, now_ns: u64) {
         let keep = u64::try_from(self.limits.retention.as_nanos()).unwrap_or(u64::MAX);
         let before = now_ns.saturating_sub(keep);
-        if self.read().ended.front().is_none_or(|(_, ended)| *ended >= before) {
+        if self
+            .read()
+            .ended
+            .front()
+            .is_none_or(|(_, ended)| *ended >= before)
+        {
             return;
         }
         let mut state = self.write();
@@ -379,7 +381,12 @@ impl Cluster {
 
     pub(crate) fn keep_services(&self, listed: &HashSet<Arc<str>>) {
         let mut state = self.write();
-        let gone: Vec<Arc<str>> = state.services.names().filter(|name| !listed.contains(*name)).cloned().collect();
+        let gone: Vec<Arc<str>> = state
+            .services
+            .names()
+            .filter(|name| !listed.contains(*name))
+            .cloned()
+            .collect();
         for name in gone {
             state.services.remove(&name);
         }
@@ -449,7 +456,12 @@ impl Cluster {
 
     pub(crate) fn keep_nodes(&self, listed: &HashSet<Arc<str>>) {
         let mut state = self.write();
-        let gone: Vec<Arc<str>> = state.nodes.keys().filter(|name| !listed.contains(*name)).cloned().collect();
+        let gone: Vec<Arc<str>> = state
+            .nodes
+            .keys()
+            .filter(|name| !listed.contains(*name))
+            .cloned()
+            .collect();
         for name in gone {
             state.remove_node(&name);
         }

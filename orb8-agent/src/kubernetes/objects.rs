@@ -129,7 +129,14 @@ pub(crate) struct ServiceObject {
     pub(crate) spec: ServiceSpec,
     pub(crate) status: ServiceStatus,
 }
-resource!(ServiceObject, NamespaceResourceScope, "Service", "", "v1", "services");
+resource!(
+    ServiceObject,
+    NamespaceResourceScope,
+    "Service",
+    "",
+    "v1",
+    "services"
+);
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]

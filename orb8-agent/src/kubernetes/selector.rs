@@ -103,7 +103,9 @@ mod tests {
 
     fn matches(selector: &str) -> bool {
         let labels = [("app", "web"), ("example.com/tier", "front"), ("empty", "")];
-        let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let labels = labels
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into();
         LabelSelector::parse(selector)
             .unwrap_or_else(|error| panic!("{error}"))
             .matches(&labels)
@@ -122,7 +124,13 @@ mod tests {
         ] {
             assert!(matches(selector), "{selector}");
         }
-        for selector in ["app=db", "!app", "app in (db)", "app notin (web,db)", "app=web,missing"] {
+        for selector in [
+            "app=db",
+            "!app",
+            "app in (db)",
+            "app notin (web,db)",
+            "app=web,missing",
+        ] {
             assert!(!matches(selector), "{selector}");
         }
         for selector in ["app=a=b", "=x", "app in web", "app within (a)", "a,,b", "", "a b"] {

@@ -61,7 +61,8 @@ impl Services {
     /// Takes in a Service; returns its key.
     pub(crate) fn apply(&mut self, object: &ServiceObject) -> Option<Arc<str>> {
         let metadata = &object.metadata;
-        let name: Arc<str> = format!("{}/{}", metadata.namespace.as_deref()?, metadata.name.as_deref()?).into();
+        let name: Arc<str> =
+            format!("{}/{}", metadata.namespace.as_deref()?, metadata.name.as_deref()?).into();
         self.remove(&name);
         if self.services.len() >= self.max {
             self.turned_away += 1;
@@ -73,7 +74,14 @@ impl Services {
             .iter()
             .chain([&spec.cluster_ip])
             .chain(&spec.external_ips)
-            .chain(object.status.load_balancer.ingress.iter().map(|ingress| &ingress.ip));
+            .chain(
+                object
+                    .status
+                    .load_balancer
+                    .ingress
+                    .iter()
+                    .map(|ingress| &ingress.ip),
+            );
         let mut addresses: Vec<IpAddr> = texts
             .filter_map(|text| text.parse().ok())
             .map(|address: IpAddr| address.to_canonical())

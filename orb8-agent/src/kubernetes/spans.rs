@@ -103,7 +103,11 @@ impl Spans {
             let mut index = 0;
             let begins: Vec<u64> = spans.iter().map(|span| span.from).collect();
             spans.retain(|span| {
-                let end = if index < last { span.to.min(begins[index + 1]) } else { span.to };
+                let end = if index < last {
+                    span.to.min(begins[index + 1])
+                } else {
+                    span.to
+                };
                 index += 1;
                 end >= before
             });

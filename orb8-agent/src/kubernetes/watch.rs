@@ -188,7 +188,9 @@ pub fn watch(
 }
 
 /// What a watch does with its objects.
-trait Watched: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static {
+trait Watched:
+    kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static
+{
     const RESOURCE: Resource;
 
     /// Takes an object in; returns what [`Watched::keep`] and [`Watched::delete`] call it by.
@@ -312,9 +314,7 @@ async fn follow<K: Watched>(cluster: &Cluster, api: Api<DeserializeGuard<K>>, co
             Event::InitDone => {
                 K::keep(cluster, &listed);
                 listed = HashSet::new();
-                let first = cluster.watch(K::RESOURCE, |watch| {
-                    !std::mem::replace(&mut watch.listed, true)
-                });
+                let first = cluster.watch(K::RESOURCE, |watch| !std::mem::replace(&mut watch.listed, true));
                 if first {
                     debug!(resource = K::RESOURCE.name(), "known");
                 }

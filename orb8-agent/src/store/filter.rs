@@ -110,8 +110,7 @@ impl Ends {
         let uid = owner.pod.as_ref().is_some_and(|pod| self.uids.contains(&pod.uid));
         any(&self.namespaces, &|wanted| wanted == namespace)
             && (uid
-                || !self.pods.is_empty()
-                    && any(&self.pods, &|wanted| is_pod(namespace, name, wanted))
+                || !self.pods.is_empty() && any(&self.pods, &|wanted| is_pod(namespace, name, wanted))
                 || self.pods.is_empty() && self.uids.is_empty())
             && any(&self.workloads, &|wanted| is_workload(owner, wanted))
             && any(&self.owners, &|wanted| is_called(owner, wanted))
@@ -190,10 +189,7 @@ fn is_workload(owner: &Owner, wanted: &str) -> bool {
 /// A Service goes by `name` and `namespace/name`.
 fn is_service(service: &str, wanted: &str) -> bool {
     !service.is_empty()
-        && (service == wanted
-            || service
-                .split_once('/')
-                .is_some_and(|(_, name)| name == wanted))
+        && (service == wanted || service.split_once('/').is_some_and(|(_, name)| name == wanted))
 }
 
 pub(crate) fn octets(address: IpAddr) -> [u8; 16] {
@@ -496,7 +492,10 @@ mod tests {
             owners: vec![" ".into()],
             ..Default::default()
         };
-        assert_eq!(Filter::new(Some(&filter)).err(), Some(QueryError::Empty("owners")));
+        assert_eq!(
+            Filter::new(Some(&filter)).err(),
+            Some(QueryError::Empty("owners"))
+        );
         let filter = v1::FlowFilter {
             direction: 3,
             ..Default::default()

@@ -354,7 +354,10 @@ impl FlowTable {
     }
 
     /// Other observations of the packets of a flow: same addresses, ports and protocol.
-    pub(crate) fn observations<'a>(&'a self, key: &FlowKey) -> impl Iterator<Item = (u32, &'a Flow)> + use<'a> {
+    pub(crate) fn observations<'a>(
+        &'a self,
+        key: &FlowKey,
+    ) -> impl Iterator<Item = (u32, &'a Flow)> + use<'a> {
         let key = *key;
         let hash = self.hasher.hash_one(Wire(&key));
         self.index

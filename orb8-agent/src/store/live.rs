@@ -111,7 +111,6 @@ impl LiveFilter {
                 || self.0.matches_owner(&event.owner)
                 || self.0.matches_owner(&event.peer)
                 || self.0.matches_service_namespace(event.via.as_ref()))
-            && (!self.0.asks_for_peers()
-                || self.0.matches_peer(&flow, &event.peer, event.via.as_ref()))
+            && (!self.0.asks_for_peers() || self.0.matches_peer(&flow, &event.peer, event.via.as_ref()))
     }
 }

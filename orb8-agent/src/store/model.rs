@@ -751,7 +751,14 @@ fn pod(uid: &str, full: &str) -> Owner {
 }
 
 /// Adds a second with one packet of the same flow to a history.
-fn second(history: &mut History, owners: &OwnerTable, number: u64, owner: OwnerId, peer: OwnerId, via: ViaId) {
+fn second(
+    history: &mut History,
+    owners: &OwnerTable,
+    number: u64,
+    owner: OwnerId,
+    peer: OwnerId,
+    via: ViaId,
+) {
     let now = START + number * SECOND;
     history.begin(now);
     let observation = Observation {
@@ -818,7 +825,14 @@ fn a_flow_that_goes_to_another_backend_is_two_flows() {
         .map(|flow| {
             let dst = flow.dst.clone().unwrap_or_default();
             let service = flow.service.clone().unwrap_or_default();
-            (flow.packets, dst.ip, dst.port, service.name, service.ip, flow.wire_ip.clone())
+            (
+                flow.packets,
+                dst.ip,
+                dst.port,
+                service.name,
+                service.ip,
+                flow.wire_ip.clone(),
+            )
         })
         .collect();
     let expect = |packets, last: u8| {
@@ -843,12 +857,26 @@ fn a_flow_that_goes_to_another_backend_is_two_flows() {
         services: vec![name.to_owned()],
         ..Default::default()
     };
-    assert_eq!((asks(services("db")), asks(services("shop/db")), asks(services("d"))), (3, 3, 0));
+    assert_eq!(
+        (
+            asks(services("db")),
+            asks(services("shop/db")),
+            asks(services("d"))
+        ),
+        (3, 3, 0)
+    );
     let peers = |name: &str| v1::FlowFilter {
         peers: vec![name.to_owned()],
         ..Default::default()
     };
-    assert_eq!((asks(peers("10.0.0.7")), asks(peers("service")), asks(peers("node"))), (2, 3, 0));
+    assert_eq!(
+        (
+            asks(peers("10.0.0.7")),
+            asks(peers("service")),
+            asks(peers("node"))
+        ),
+        (2, 3, 0)
+    );
     let namespace = v1::FlowFilter {
         namespaces: vec!["shop".to_owned()],
         ..Default::default()
@@ -868,15 +896,36 @@ fn names_that_come_late_are_those_of_the_past_too() {
         kubernetes: true,
         ..limits(1000, 1 << 22, 10_000)
     });
-    second(&mut history, &owners, 0, nameless, OwnerId::UNKNOWN, ViaId::STRAIGHT);
+    second(
+        &mut history,
+        &owners,
+        0,
+        nameless,
+        OwnerId::UNKNOWN,
+        ViaId::STRAIGHT,
+    );
     // Totals wait for the name.
     assert_eq!((history.totals().len(), history.totals().waiting()), (0, 1));
     owners.rename(nameless, pod("1", ""));
     assert!(history.owners_in_use()(nameless));
-    second(&mut history, &owners, 1, nameless, OwnerId::UNKNOWN, ViaId::STRAIGHT);
+    second(
+        &mut history,
+        &owners,
+        1,
+        nameless,
+        OwnerId::UNKNOWN,
+        ViaId::STRAIGHT,
+    );
     assert_eq!(history.totals().len(), 0);
     owners.rename(nameless, pod("1", "shop/cart"));
-    second(&mut history, &owners, 2, nameless, OwnerId::UNKNOWN, ViaId::STRAIGHT);
+    second(
+        &mut history,
+        &owners,
+        2,
+        nameless,
+        OwnerId::UNKNOWN,
+        ViaId::STRAIGHT,
+    );
     assert_eq!(history.totals().of_pod("shop", "cart"), (3, 300));
     assert!(history.totals().unattributed().all(|reason| reason.packets == 0));
 
@@ -887,8 +936,14 @@ fn names_that_come_late_are_those_of_the_past_too() {
     history.name_peer(found[0].0, peer);
     let flows = all(&history, &owners).flows;
     assert_eq!(flows.len(), 1);
-    let (src, dst) = (flows[0].src.clone().unwrap_or_default(), flows[0].dst.clone().unwrap_or_default());
-    assert_eq!((src.pod.as_str(), dst.pod.as_str(), flows[0].packets), ("cart", "db", 3));
+    let (src, dst) = (
+        flows[0].src.clone().unwrap_or_default(),
+        flows[0].dst.clone().unwrap_or_default(),
+    );
+    assert_eq!(
+        (src.pod.as_str(), dst.pod.as_str(), flows[0].packets),
+        ("cart", "db", 3)
+    );
 
     // A pod that has ended keeps its series as long as the history goes back, and its count for ever.
     history.remove_ended(|_| true);
@@ -898,7 +953,10 @@ fn names_that_come_late_are_those_of_the_past_too() {
         history.commit(START + (number + 1) * SECOND, &owners);
     }
     history.remove_ended(|labels| labels.pod == "cart");
-    assert_eq!((history.totals().len(), history.totals().removed()), (0, (3, 300)));
+    assert_eq!(
+        (history.totals().len(), history.totals().removed()),
+        (0, (3, 300))
+    );
 }
 
 #[test]
@@ -910,7 +968,14 @@ fn what_never_gets_a_name_is_counted_as_such() {
         ..limits(1000, 1 << 22, 10_000)
     });
     for number in 0..10 {
-        second(&mut history, &owners, number, unknown, OwnerId::UNKNOWN, ViaId::STRAIGHT);
+        second(
+            &mut history,
+            &owners,
+            number,
+            unknown,
+            OwnerId::UNKNOWN,
+            ViaId::STRAIGHT,
+        );
     }
     let totals = history.totals();
     let unattributed: u64 = totals

@@ -37,7 +37,11 @@ pub(crate) fn send(skb: *mut __sk_buff, packet: &Packet, now: u64) {
         unsafe { atomic::add(&raw mut (*stats).lost, 1) };
         return;
     };
-    let len = if whole > DNS_BYTES as u32 { DNS_BYTES as u32 } else { whole };
+    let len = if whole > DNS_BYTES as u32 {
+        DNS_BYTES as u32
+    } else {
+        whole
+    };
     let answer = record.as_mut_ptr();
     // SAFETY: the record that was reserved; the helper writes `len` bytes, which are not more than there are.
     let copied = len >= HEADER
