@@ -191,6 +191,20 @@ impl Cluster {
         serde_json::from_str(text.trim()).with_context(|| format!("{pod} said {text:?}"))
     }
 
+    /// What a pod that sends by itself says that it sent, once it has ended.
+    pub(crate) fn sent_by(&self, pod: &str) -> Result<Made> {
+        self.kubectl(&[
+            "-n",
+            NAMESPACE,
+            "wait",
+            "--for=jsonpath={.status.phase}=Succeeded",
+            &format!("pod/{pod}"),
+            "--timeout=90s",
+        ])?;
+        let text = self.kubectl(&["-n", NAMESPACE, "logs", pod])?;
+        serde_json::from_str(text.trim()).with_context(|| format!("{pod} said {text:?}"))
+    }
+
     /// Runs the workload's program in a pod.
     pub(crate) fn exec(&self, pod: &str, arguments: &[&str]) -> Result<String> {
         let command = ["-n", NAMESPACE, "exec", pod, "--", "/orb8-traffic"];
@@ -244,6 +258,15 @@ impl Cluster {
 
     pub(crate) fn flows_with(&self, arguments: &[&str]) -> Result<Vec<Flow>> {
         let text = self.orb8(&[&["flows", "-o", "json", "--limit", "0"], arguments].concat())?;
+        text.lines()
+            .map(|line| serde_json::from_str(line).with_context(|| format!("orb8 printed {line}")))
+            .collect()
+    }
+
+    /// Edges of the namespace.
+    pub(crate) fn edges(&self, arguments: &[&str]) -> Result<Vec<Value>> {
+        let all = ["flows", "--edges", "-n", NAMESPACE, "-o", "json", "--limit", "0"];
+        let text = self.orb8(&[&all, arguments].concat())?;
         text.lines()
             .map(|line| serde_json::from_str(line).with_context(|| format!("orb8 printed {line}")))
             .collect()

@@ -33,6 +33,13 @@ pub(crate) fn idle_pod(name: &str, node: &str, image: &str) -> String {
     pod(name, node, &[container("main", image, &["sleep", "3600"])]).to_string()
 }
 
+/// A pod that sends by itself, and has said what in its log when it ends.
+pub(crate) fn sending_pod(name: &str, node: &str, image: &str, arguments: &[&str]) -> String {
+    let mut pod = pod(name, node, &[container("main", image, arguments)]);
+    pod["spec"]["restartPolicy"] = json!("Never");
+    pod.to_string()
+}
+
 fn service(name: &str, spec: &Value) -> Value {
     json!({
         "apiVersion": "v1",
@@ -76,8 +83,11 @@ pub(crate) fn all(image: &str, nodes: &[String]) -> String {
     let mut burstable = pod("burstable", here, &[serve()]);
     burstable["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "10m"}});
     let on_host = |name: &str, port: &str| {
-        let mut pod = pod(name, here, &[container("main", image, &["serve", port])]);
+        let at = format!("$(HOST_IP):{port}");
+        let mut pod = pod(name, here, &[container("main", image, &["serve", &at])]);
         pod["spec"]["hostNetwork"] = json!(true);
+        pod["spec"]["containers"][0]["env"] =
+            json!([{"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}]);
         pod
     };
     let mut several = pod(

@@ -275,8 +275,9 @@ fn host_network(cluster: &Cluster) -> Result<Outcome> {
             })
             .context(server)?;
     }
-    // As a client, over loopback: both ends are pods of the node.
-    let made = cluster.send("on-host-1", &["udp", "127.0.0.1:7102", "25", "100"])?;
+    // As a client, over the loopback interface: both ends are pods of the node.
+    let address = format!("{}:7102", cluster.ip("on-host-2")?);
+    let made = cluster.send("on-host-1", &["udp", &address, "25", "100"])?;
     cluster.eventually(|flows| {
         both_ways(flows, &made, V4, "on-host-1", "on-host-2", true, "cgroup")?;
         both_ways(flows, &made, V4, "on-host-1", "on-host-2", false, "cgroup")
@@ -598,10 +599,9 @@ fn filters(cluster: &Cluster) -> Result<Outcome> {
     let address = format!("{}:7000", cluster.ip("guaranteed")?);
     let made = cluster.send("client", &["udp", &address, "47", "210"])?;
     cluster.within(Duration::from_secs(6), || {
-        let edges = cluster.orb8(&["flows", "--edges", "-n", NAMESPACE, "-o", "json", "--limit", "0"])?;
-        let edge = edges
-            .lines()
-            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        let edge = cluster
+            .edges(&[])?
+            .into_iter()
             .find(|edge| edge["src"]["port"] == made.port && edge["dst"]["pod"] == "guaranteed")
             .context("no edge")?;
         let expected = made.sent * (made.payload + V4);
@@ -754,11 +754,18 @@ fn api_outage(cluster: &Cluster) -> Result<Outcome> {
         ));
     };
     let address = format!("{}:7000", cluster.ip("guaranteed")?);
+    // It sends before, during and after.
+    steady_pod(cluster, "through-outage", &address)?;
     cluster.hook(stop)?;
     thread::sleep(Duration::from_secs(30));
     cluster.hook(start)?;
     cluster.within(Duration::from_secs(60), || {
         cluster.kubectl(&["get", "nodes"]).map(drop)
+    })?;
+    let made = cluster.sent_by("through-outage")?;
+    cluster.eventually(|flows| {
+        both_ways(flows, &made, V4, "through-outage", "guaranteed", true, "veth")?;
+        both_ways(flows, &made, V4, "through-outage", "guaranteed", false, "veth")
     })?;
     exchange(cluster, "guaranteed", &address, V4, "57", "260")?;
     // What has happened meanwhile, and after, comes in.
@@ -796,7 +803,8 @@ fn node_cut(cluster: &Cluster) -> Result<Outcome> {
             "no command to cut a node off is given (--node-cut)".to_owned(),
         ));
     };
-    let address = format!("{}:7000", cluster.ip("guaranteed")?);
+    let far = format!("{}:7000", cluster.ip("far")?);
+    steady_pod(cluster, "through-cut", &far)?;
     cluster.hook(cut)?;
     thread::sleep(Duration::from_secs(20));
     // The nodes that can be reached answer, and the other one is named.
@@ -804,10 +812,51 @@ fn node_cut(cluster: &Cluster) -> Result<Outcome> {
     cluster.hook(join)?;
     ensure!(partial.is_err(), "an answer without a node is said to be whole");
     cluster.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=120s"])?;
+    let address = format!("{}:7000", cluster.ip("guaranteed")?);
     exchange(cluster, "guaranteed", &address, V4, "61", "280")?;
-    let address = format!("{}:7000", cluster.ip("far")?);
     cluster.within(Duration::from_secs(60), || {
-        exchange(cluster, "far", &address, V4, "63", "290")
+        exchange(cluster, "far", &far, V4, "63", "290")
     })?;
+    // What was sent into the cut is in the sender's report, and not in the receiver's: the edge tells the difference.
+    let made = cluster.sent_by("through-cut")?;
+    cluster.eventually(|flows| {
+        let sent = amount("sent into the cut", &made, V4);
+        expect(flows, &sent, |flow| {
+            flow.reporter == "source" && is_pod(&flow.src, "through-cut") && is_pod(&flow.dst, "far")
+        })
+    })?;
+    let edges = cluster.edges(&["--pod", "through-cut"])?;
+    let edge = edges
+        .iter()
+        .find(|edge| edge["src"]["pod"] == "through-cut" && edge["dst"]["pod"] == "far")
+        .context("no edge")?;
+    let packets = |end: &str| edge[end]["packets"].as_u64().unwrap_or_default();
+    ensure!(
+        packets("sent") == made.sent && (1..made.sent).contains(&packets("received")),
+        "{} datagrams sent, some of them lost: {edge}",
+        made.sent
+    );
     Ok(Outcome::Passed)
+}
+
+/// A pod that sends for half a minute or longer by itself, without listening.
+fn steady_pod(cluster: &Cluster, name: &str, to: &str) -> Result<()> {
+    let arguments = ["blind", to, "12000", "100"];
+    cluster.apply(&manifests::sending_pod(
+        name,
+        &cluster.nodes[0],
+        cluster.image(),
+        &arguments,
+    ))?;
+    cluster.within(Duration::from_secs(30), || {
+        cluster.kubectl(&[
+            "-n",
+            NAMESPACE,
+            "wait",
+            "--for=condition=Ready",
+            &format!("pod/{name}"),
+            "--timeout=20s",
+        ])?;
+        Ok(())
+    })
 }

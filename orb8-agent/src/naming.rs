@@ -209,7 +209,7 @@ impl Names {
         let cluster = self.cluster.as_ref()?;
         if let Some((end, service)) = asked {
             return Some(Via {
-                service: service,
+                service,
                 attribution: Attribution::ServiceIp,
                 asked: Some(end),
                 ..Via::default()
@@ -219,7 +219,7 @@ impl Names {
             .into_iter()
             .find_map(|(address, port)| cluster.service_of_endpoint(address, port, key.protocol))?;
         Some(Via {
-            service: service,
+            service,
             attribution: Attribution::Endpoint,
             ..Via::default()
         })

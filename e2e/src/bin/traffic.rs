@@ -13,7 +13,7 @@ use std::{
 
 type Outcome = Result<(), Box<dyn Error>>;
 
-const USAGE: &str = "orb8-traffic serve PORT | dns PORT NAME ADDRESS | sleep SECONDS
+const USAGE: &str = "orb8-traffic serve [HOST:]PORT | dns PORT NAME ADDRESS | sleep SECONDS
   udp HOST:PORT COUNT SIZE     COUNT datagrams of SIZE bytes, each after the echo of the one before
   blind HOST:PORT COUNT SIZE   the same, without waiting for anything
   tcp HOST:PORT BYTES          BYTES there and back
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match arguments[..] {
-        ["serve", port] => serve(port),
+        ["serve", at] => serve(at),
         ["dns", port, name, address] => dns(port, name, address),
         ["sleep", seconds] => sleep(seconds),
         ["udp", to, count, size] => udp(to, count, size, true),
@@ -47,9 +47,13 @@ fn sleep(seconds: &str) -> Outcome {
     Ok(())
 }
 
-/// Echoes datagrams and connections, IPv6 and IPv4, until it is killed.
-fn serve(port: &str) -> Outcome {
-    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port.parse()?));
+/// Echoes datagrams and connections, until it is killed: of all addresses, or of one, where a host has several and the
+/// answers must come from the one that was asked.
+fn serve(at: &str) -> Outcome {
+    let address = match at.parse() {
+        Ok(port) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+        Err(_) => first(at)?,
+    };
     let datagrams = UdpSocket::bind(address)?;
     let listener = TcpListener::bind(address)?;
     thread::spawn(move || {
@@ -87,7 +91,11 @@ fn udp(to: &str, count: &str, size: &str, echoed: bool) -> Outcome {
     let payload = vec![b'x'; size];
     let mut buffer = vec![0; size + 1];
     for number in 0..count {
-        socket.send(&payload)?;
+        match socket.send(&payload) {
+            // What the network says of a datagram before this one is no matter to a sender that does not listen.
+            Err(_) if !echoed => socket.send(&payload).or_else(|_| socket.send(&payload))?,
+            sent => sent?,
+        };
         if echoed
             && socket
                 .recv(&mut buffer)

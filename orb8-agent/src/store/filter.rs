@@ -99,7 +99,10 @@ impl Ends {
     }
 
     fn match_owner(&self, owner: &Owner) -> bool {
-        let (namespace, name) = owner.named_pod().map(|pod| pod.parts()).unwrap_or_default();
+        let (namespace, name) = owner
+            .named_pod()
+            .map(super::super::identity::owner::PodName::parts)
+            .unwrap_or_default();
         let namespace = match (owner.kind, owner.alias.split_once('/')) {
             (Kind::Service, Some((namespace, _))) => namespace,
             _ => namespace,
@@ -149,7 +152,10 @@ impl Peer {
             Self::Kind(Kind::Service) => owner.kind == Kind::Service || !service.is_empty(),
             Self::Kind(kind) => owner.kind == *kind,
             Self::Name(wanted) => {
-                let (namespace, name) = owner.named_pod().map(|pod| pod.parts()).unwrap_or_default();
+                let (namespace, name) = owner
+                    .named_pod()
+                    .map(super::super::identity::owner::PodName::parts)
+                    .unwrap_or_default();
                 is_pod(namespace, name, wanted)
                     || is_workload(owner, wanted)
                     || is_service(service, wanted)

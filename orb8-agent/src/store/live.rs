@@ -61,16 +61,15 @@ impl LiveEvent {
             tcp_flags: u32::from(self.tcp_flags),
             ..FlowCounters::default()
         });
-        let flow = message::flow(
-            &self.flow(),
-            &delta,
-            &self.owner,
-            &self.peer,
-            false,
-            self.interface.as_deref(),
-            self.via.as_ref(),
+        let known = message::Known {
+            reporter: &self.owner,
+            peer: &self.peer,
+            peer_reported: false,
+            interface: self.interface.as_deref(),
+            via: self.via.as_ref(),
             node,
-        );
+        };
+        let flow = message::flow(&self.flow(), &delta, &known);
         v1::NetworkEvent {
             time: Some(message::timestamp(self.time_ns)),
             kind: match self.kind {

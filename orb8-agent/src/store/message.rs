@@ -7,17 +7,28 @@ use prost_types::Timestamp;
 use super::{Direction, delta::Delta, filter::display, flows::Flow, interned::Via};
 use crate::identity::owner::{Attribution, Kind, Owner, PodName};
 
-/// The message of a flow. `peer_reported`: the peer's own observation named it.
-pub(crate) fn flow(
-    flow: &Flow,
-    delta: &Delta,
-    reporter: &Owner,
-    peer: &Owner,
-    peer_reported: bool,
-    interface: Option<&str>,
-    via: Option<&Via>,
-    node: &str,
-) -> v1::Flow {
+/// What is known of a flow beside its packets.
+#[derive(Debug)]
+pub(crate) struct Known<'a> {
+    pub(crate) reporter: &'a Owner,
+    pub(crate) peer: &'a Owner,
+    /// Whether the peer's own observation named it.
+    pub(crate) peer_reported: bool,
+    pub(crate) interface: Option<&'a str>,
+    pub(crate) via: Option<&'a Via>,
+    pub(crate) node: &'a str,
+}
+
+/// The message of a flow.
+pub(crate) fn flow(flow: &Flow, delta: &Delta, known: &Known<'_>) -> v1::Flow {
+    let &Known {
+        reporter,
+        peer,
+        peer_reported,
+        interface,
+        via,
+        node,
+    } = known;
     let key = &flow.key;
     let egress = flow.direction() == Direction::Egress;
     let ip_version = match key.kind & (kind::IPV4 | kind::IPV6) {

@@ -374,16 +374,15 @@ impl History {
         } else {
             self.reported_peer(flow, owners)
         };
-        Some(message::flow(
-            flow,
-            &row.delta,
-            &owners.get(flow.owner),
-            &owners.get(reported.unwrap_or(flow.peer)),
-            reported.is_some(),
-            self.flows.points.get(flow.point),
-            self.flows.vias.get(flow.via),
+        let known = message::Known {
+            reporter: &owners.get(flow.owner),
+            peer: &owners.get(reported.unwrap_or(flow.peer)),
+            peer_reported: reported.is_some(),
+            interface: self.flows.points.get(flow.point),
+            via: self.flows.vias.get(flow.via),
             node,
-        ))
+        };
+        Some(message::flow(flow, &row.delta, &known))
     }
 }
 
