@@ -421,12 +421,12 @@ fn interfaces_and_addresses_belong_to_who_lives_there() {
     let loopback = all.iter().find(|interface| interface.loopback).unwrap();
     assert_eq!(identity.interface_owner(loopback), host());
 
-    // A process moves in, which is not all that may send there: the namespace keeps its name. Then a container.
-    let resident = pod.process();
+    // A container moves in, and then somebody who only looks around there: the container is what the namespace is for.
     let id = "fedcba0987654321".repeat(4);
     let cgroup = Cgroup::new(&format!("/orb8-test-PID-net.slice/cri-containerd-{id}.scope"));
     let app = pod.process();
     cgroup.take(app.id());
+    let resident = pod.process();
     let owner = eventually("a container", || {
         identity.refresh().unwrap();
         let owner = identity.interface_owner(veth);
