@@ -113,8 +113,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(
         name.split_once(':')
             .is_some_and(|(name, tag)| !name.is_empty() && !tag.is_empty()),
-        "--name {}: NAME:TAG is needed, such as {NAME}:dev",
-        name
+        "--name {name}: NAME:TAG is needed, such as {NAME}:dev"
     );
     let binaries = build(root, options.arch, programs)?;
     let archive = archive(&binaries, options.arch, &name)?;
