@@ -248,7 +248,12 @@ pub(super) fn other_versions(root: &Path) -> Result<Vec<String>> {
         .with_context(|| format!("{CHART}/Chart.yaml"))?;
     let kustomization: Value = serde_saphyr::from_str(&read(root, "deploy/kustomization.yaml")?)
         .context("deploy/kustomization.yaml")?;
+    let dockerfile = read(root, "Dockerfile")?;
+    let argument = dockerfile
+        .lines()
+        .find_map(|line| line.strip_prefix("ARG VERSION="));
     let places = [
+        ("VERSION in the Dockerfile", &json!(argument)),
         ("version in Chart.yaml", &chart["version"]),
         ("appVersion in Chart.yaml", &chart["appVersion"]),
         (
