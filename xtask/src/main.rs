@@ -2,6 +2,7 @@
 
 mod bench;
 mod build_ebpf;
+mod check_deploy;
 mod fuzz;
 mod image;
 
@@ -23,6 +24,8 @@ enum Task {
     Bench(bench::Options),
     /// Make the container image: an OCI archive, without a container engine.
     Image(image::Options),
+    /// Check that deploy/ and its Helm chart install the same, with no more privileges than are meant.
+    CheckDeploy,
     /// Fuzz the code that reads hostile bytes.
     Fuzz(fuzz::Options),
 }
@@ -32,6 +35,7 @@ fn main() -> anyhow::Result<()> {
         Task::BuildEbpf(options) => build_ebpf::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Image(options) => image::run(&options),
+        Task::CheckDeploy => check_deploy::run(),
         Task::Fuzz(options) => fuzz::run(&options),
     }
 }
