@@ -4,6 +4,8 @@ use std::{
     io, mem,
     net::UdpSocket,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    thread,
+    time::{Duration, Instant},
 };
 
 /// The frame of an Ethernet packet.
@@ -101,12 +103,19 @@ pub(crate) fn send_udp(from: &str, to: &str, count: u64, len: usize) {
     }
 }
 
-/// Sends one datagram to each of `flows` pairs of ports.
-pub(crate) fn send_many_flows(from: &str, to: &str, flows: u32) {
+/// Sends one datagram to each of `flows` pairs of ports, at most `pace` of them a second.
+pub(crate) fn send_many_flows(from: &str, to: &str, flows: u32, pace: Option<u32>) {
     let sockets: Vec<UdpSocket> = (0..flows.div_ceil(50_000))
         .map(|i| UdpSocket::bind((from, 4000 + i as u16)).unwrap())
         .collect();
+    let started = Instant::now();
     for flow in 0..flows {
+        if let Some(a_second) = pace
+            && flow % 1000 == 0
+        {
+            let due = Duration::from_secs(1) * flow / a_second;
+            thread::sleep(due.saturating_sub(started.elapsed()));
+        }
         let socket = &sockets[(flow / 50_000) as usize];
         socket
             .send_to(b"x", (to, 10_000 + (flow % 50_000) as u16))
