@@ -7,6 +7,8 @@
 #[cfg(feature = "bench")]
 mod cleanup;
 #[cfg(feature = "bench")]
+mod cluster;
+#[cfg(feature = "bench")]
 mod footprint;
 #[cfg(feature = "bench")]
 mod measure;

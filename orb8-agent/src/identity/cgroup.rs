@@ -332,6 +332,43 @@ mod tests {
             }
         }
 
+        /// What kubelets and runtimes make of any pod and container: both cgroup drivers, every QoS class, roots of all kinds.
+        #[test]
+        fn any_pod_of_any_kubelet(
+            uid in "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32}",
+            id in "[0-9a-f]{64}",
+            qos in proptest::sample::select(vec!["", "burstable", "besteffort"]),
+            (named, runtime) in proptest::sample::select(vec![
+                ("cri-containerd-", Runtime::Containerd), ("crio-", Runtime::Crio), ("docker-", Runtime::Docker),
+            ]),
+            root in proptest::sample::select(vec!["", "kubelet", "kube-test/node2", "docker/OUTER/kubelet"]),
+            inside in proptest::sample::select(vec!["", "/container", "/init", "/init.scope", "/a/b"]),
+        ) {
+            let at = if root.is_empty() { String::new() } else { format!("/{}", root.replace("OUTER", OUTER)) };
+            let class = if qos.is_empty() { String::new() } else { format!("/{qos}") };
+            let cgroupfs = format!("{at}/kubepods{class}/pod{uid}/");
+            let (slice, dashed) = (
+                if qos.is_empty() { "kubepods".to_owned() } else { format!("kubepods-{qos}") },
+                uid.replace('-', "_"),
+            );
+            let above = if qos.is_empty() { String::new() } else { format!("/{slice}.slice") };
+            let systemd = format!("{at}/kubepods.slice{above}/{slice}-pod{dashed}.slice/");
+            for (path, expected) in [
+                // Where the driver is cgroupfs, CRI-O alone puts its name before the id.
+                (format!("{cgroupfs}{id}{inside}"), None),
+                (format!("{cgroupfs}crio-{id}{inside}"), Some(Runtime::Crio)),
+                (format!("{systemd}{named}{id}.scope{inside}"), Some(runtime)),
+                (format!("{at}/system.slice/containerd.service/{slice}-pod{dashed}.slice:cri-containerd:{id}"),
+                    Some(Runtime::Containerd)),
+            ] {
+                let name = CgroupName::parse(&path);
+                prop_assert_eq!(name.container.as_deref(), Some(id.as_str()), "{}", &path);
+                prop_assert_eq!(name.pod_uid.as_deref(), Some(uid.as_str()), "{}", &path);
+                prop_assert_eq!(name.runtime, expected, "{}", &path);
+                prop_assert_eq!(name.unit, None, "{}", &path);
+            }
+        }
+
         #[test]
         fn nothing_after_the_container_changes_it(tail in "(/[a-z]{1,8}){0,4}") {
             let name = CgroupName::parse(&format!("/system.slice/docker-{ID}.scope{tail}"));

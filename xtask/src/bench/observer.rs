@@ -1,6 +1,7 @@
 //! The agent, running on the benchmark's node, and what it answers.
 
 use std::{
+    ffi::OsStr,
     fs,
     os::unix::process::CommandExt as _,
     path::Path,
@@ -37,7 +38,20 @@ impl Observer {
     /// # Errors
     /// If it does not start, or not in ten seconds.
     pub(super) fn start(agent: &Path, host: &Namespace, interfaces: &[&str]) -> Result<Self> {
-        let observer = Self::spawn(agent, host)?;
+        Self::start_with(agent, host, interfaces, &[])
+    }
+
+    /// [`Observer::start`] with settings, as environment variables.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn start_with(
+        agent: &Path,
+        host: &Namespace,
+        interfaces: &[&str],
+        settings: &[(&str, &OsStr)],
+    ) -> Result<Self> {
+        let observer = Self::spawn_with(agent, host, settings)?;
         while observer.begun.elapsed() < Duration::from_secs(10) {
             if let Ok(status) = observer.status()
                 && interfaces.iter().all(|name| {
@@ -59,9 +73,15 @@ impl Observer {
     /// # Errors
     /// If it cannot be executed.
     pub(super) fn spawn(agent: &Path, host: &Namespace) -> Result<Self> {
+        Self::spawn_with(agent, host, &[])
+    }
+
+    fn spawn_with(agent: &Path, host: &Namespace, settings: &[(&str, &OsStr)]) -> Result<Self> {
         let file = host.open()?;
         let mut command = Command::new(agent);
         command
+            .env_remove("KUBECONFIG")
+            .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());

@@ -116,6 +116,7 @@ impl Programs {
                 grpc_port: 0,
                 metrics_port: 0,
                 loopback_only: true,
+                dns: true,
             },
             Features::probe(),
         )?;
