@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    objects::{NodeObject, PodObject, ServiceObject, SliceObject},
+    objects::{self, NodeObject, PodObject, ServiceObject, SliceObject},
     pod::{Lifetime, Pod},
     services::Services,
     spans::Spans,
@@ -335,18 +335,33 @@ impl Cluster {
         state.spans.forget(before);
     }
 
-    pub(crate) fn apply_pod(&self, object: PodObject, now_ns: u64) {
-        let Some((pod, lifetime)) = Pod::new(object) else {
-            self.malformed(Resource::Pods);
-            return;
-        };
+    /// Takes a pod in; returns its uid, or `None` if the object lacks what every pod has.
+    pub(crate) fn apply_pod(&self, object: PodObject, now_ns: u64) -> Option<Arc<str>> {
+        let (pod, lifetime) = Pod::new(object)?;
+        Some(self.apply(pod, lifetime, now_ns))
+    }
+
+    /// Takes in what a pod was when it was deleted.
+    pub(crate) fn apply_last_of_pod(&self, object: PodObject, now_ns: u64) {
+        if let Some((pod, lifetime)) = Pod::new(object) {
+            let lifetime = Lifetime {
+                over: true,
+                ..lifetime
+            };
+            self.apply(pod, lifetime, now_ns);
+        }
+    }
+
+    fn apply(&self, pod: Pod, lifetime: Lifetime, now_ns: u64) -> Arc<str> {
+        let uid = pod.uid.clone();
         let mut state = self.write();
         let own = pod.node == self.node;
-        if !own && state.pods.len() >= self.limits.pods && !state.pods.contains_key(&pod.uid) {
+        if !own && state.pods.len() >= self.limits.pods && !state.pods.contains_key(&uid) {
             state.pods_turned_away += 1;
-            return;
+        } else {
+            state.apply_pod(pod, lifetime, now_ns);
         }
-        state.apply_pod(pod, lifetime, now_ns);
+        uid
     }
 
     pub(crate) fn delete_pod(&self, uid: &str, now_ns: u64) {
@@ -420,20 +435,14 @@ impl Cluster {
     }
 
     pub(crate) fn apply_node(&self, object: &NodeObject) -> Option<Arc<str>> {
-        let name: Arc<str> = object.metadata.name.as_deref()?.into();
-        let mut ips: Vec<IpAddr> = object
-            .status
-            .addresses
-            .iter()
-            .filter_map(|address| address.address.parse().ok())
-            .map(|address: IpAddr| address.to_canonical())
-            .collect();
-        ips.sort_unstable();
-        ips.dedup();
+        let name: Arc<str> = objects::name(object.metadata.name.as_deref())?.into();
+        let texts = object.status.addresses.iter();
+        let ips = objects::addresses(texts.map(|address| address.address.as_str()));
         let mut state = self.write();
-        let unchanged = state.nodes.get(&name).is_some_and(|node| node.ips == ips);
+        let known = state.nodes.get(&name);
+        let no_room = known.is_none() && state.nodes.len() >= self.limits.services && name != self.node;
         // Kubelets say that they live every few seconds.
-        if unchanged || state.nodes.len() >= self.limits.services {
+        if no_room || known.is_some_and(|node| node.ips == ips) {
             return Some(name);
         }
         state.remove_node(&name);
@@ -465,10 +474,6 @@ impl Cluster {
         for name in gone {
             state.remove_node(&name);
         }
-    }
-
-    pub(crate) fn malformed(&self, resource: Resource) {
-        self.watch(resource, |watch| watch.malformed += 1);
     }
 
     /// Changes the state of a watch.
@@ -549,13 +554,24 @@ impl State {
             self.spans.end(address, &uid, now_ns);
         }
         if !pod.host_network && !pod.deleted {
+            let had: Vec<IpAddr> = before.map(|before| before.ips.clone()).unwrap_or_default();
             for &address in &pod.ips {
-                let from = lifetime.from.unwrap_or(now_ns).min(now_ns);
-                if self.spans.claim(address, &uid, from) {
+                let had_it = had.contains(&address);
+                // Of an address that took another's place, the time of the pod's own beginning says nothing.
+                let from = lifetime.from.or(lifetime.to).filter(|_| had.is_empty() || had_it);
+                let from = match from {
+                    // It may have ended long ago, and its address be another's since.
+                    None if lifetime.over => None,
+                    from => Some(from.unwrap_or(now_ns).min(now_ns)),
+                };
+                if let Some(from) = from.filter(|_| !lifetime.over || !had_it)
+                    && self.spans.claim(address, &uid, from)
+                {
                     self.news(address);
                 }
-                if let Some(to) = lifetime.to {
-                    self.spans.end(address, &uid, to.min(now_ns));
+                if lifetime.over {
+                    self.spans
+                        .end(address, &uid, lifetime.to.unwrap_or(now_ns).min(now_ns));
                 }
             }
         }
@@ -613,6 +629,224 @@ impl State {
                 }
             }
             self.generation += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    /// Later than all that pods may say of their beginning.
+    const BEGIN: u64 = 1_000_000;
+
+    fn address(index: usize) -> IpAddr {
+        IpAddr::from([10, 0, 0, u8::try_from(index).expect("few addresses") + 1])
+    }
+
+    fn time(second: u64) -> Value {
+        let time = std::time::UNIX_EPOCH + Duration::from_secs(second);
+        json!(humantime::format_rfc3339_seconds(time).to_string())
+    }
+
+    fn node(name: &str, address: &str) -> NodeObject {
+        let object = json!({"metadata": {"name": name}, "status": {"addresses": [{"address": address}]}});
+        serde_json::from_value(object).expect("a node")
+    }
+
+    #[test]
+    fn the_own_node_has_room_and_known_nodes_may_change_where_there_is_none() {
+        let limits = ClusterLimits {
+            services: 1,
+            ..ClusterLimits::default()
+        };
+        let cluster = Cluster::new("own", String::new(), String::new(), limits);
+        let is_node = |address: &str| {
+            let holder = cluster.holder(address.parse().expect("an address"), SECOND);
+            matches!(holder, Some(Holder::Node(_)))
+        };
+        cluster.apply_node(&node("a", "192.0.2.1"));
+        cluster.apply_node(&node("b", "192.0.2.2"));
+        assert!(is_node("192.0.2.1") && !is_node("192.0.2.2"));
+        cluster.apply_node(&node("a", "192.0.2.3"));
+        assert!(is_node("192.0.2.3") && !is_node("192.0.2.1"));
+        cluster.apply_node(&node("own", "192.0.2.4"));
+        assert!(cluster.knows_own_node() && is_node("192.0.2.4"));
+    }
+
+    /// What happens to a pod, one after the other.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        /// It has this address, since so many seconds.
+        Has(usize, u64),
+        /// It has no address any more.
+        Loses,
+        /// It ends, with its address still in the API, and says when.
+        Finishes,
+        /// The same without saying when.
+        Fails,
+        Deleted,
+        /// It is missing when everything is listed.
+        Vanishes,
+        /// Nothing new: the last event comes again.
+        Again,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0usize..3, 0u64..3).prop_map(|(address, since)| Step::Has(address, since)),
+            1 => Just(Step::Loses),
+            1 => Just(Step::Finishes),
+            1 => Just(Step::Fails),
+            1 => Just(Step::Deleted),
+            1 => Just(Step::Vanishes),
+            2 => Just(Step::Again),
+        ]
+    }
+
+    /// Of a pod, what a reader of its events knows.
+    #[derive(Clone, Debug, Default)]
+    struct Known {
+        address: Option<usize>,
+        started: Option<u64>,
+        finished: Option<u64>,
+        phase: &'static str,
+        gone: bool,
+    }
+
+    impl Known {
+        fn object(&self, uid: usize) -> PodObject {
+            let mut object = json!({
+                "metadata": {"namespace": "n", "name": format!("p{uid}"), "uid": format!("u{uid}")},
+                "spec": {"containers": [{"name": "c"}]},
+                "status": {"phase": self.phase},
+            });
+            if let Some(index) = self.address {
+                object["status"]["podIP"] = json!(address(index).to_string());
+            }
+            let started = self.started.map(time);
+            object["status"]["containerStatuses"] = match self.finished.map(time) {
+                Some(finished) => json!([{"name": "c", "state": {"terminated":
+                    {"startedAt": started, "finishedAt": finished}}}]),
+                None if started.is_some() => {
+                    json!([{"name": "c", "state": {"running": {"startedAt": started}}}])
+                }
+                None => json!([]),
+            };
+            serde_json::from_value(object).expect("a pod")
+        }
+    }
+
+    /// An address's history: who began when, and ended when, in the order of the beginnings.
+    type History = Vec<(String, u64, Option<u64>)>;
+
+    /// Who has it: who began last, until ten seconds after its end; or who begins within three seconds. The nearer.
+    fn expected(history: &History, second: u64) -> Option<&str> {
+        let before = history.iter().rev().find(|(_, from, _)| *from <= second);
+        let after = history.iter().find(|(_, from, _)| *from > second);
+        let since_end = match before {
+            Some((uid, _, None)) => return Some(uid),
+            Some((uid, _, Some(to))) if second < *to => return Some(uid),
+            Some((_, _, Some(to))) => Some(second - to).filter(|since| *since < 10),
+            None => None,
+        };
+        let until_begin = after
+            .map(|(_, from, _)| from - second)
+            .filter(|until| *until <= 3);
+        match (since_end, until_begin) {
+            (Some(since), Some(until)) if until < since => after,
+            (Some(_), _) => before,
+            (None, Some(_)) => after,
+            (None, None) => None,
+        }
+        .map(|(uid, ..)| &**uid)
+    }
+
+    proptest! {
+        #[test]
+        fn each_address_has_at_each_time_the_pod_that_a_simple_history_names(
+            steps in prop::collection::vec((0usize..5, step(), 4u64..30), 1..60),
+        ) {
+            let cluster = Cluster::new("own", String::new(), String::new(), ClusterLimits::default());
+            let mut pods = vec![Known { phase: "Running", ..Known::default() }; 5];
+            // Uids are never used again: a pod that is gone is replaced by one with another.
+            let mut uids: Vec<usize> = (0..5).collect();
+            let mut histories: [History; 3] = Default::default();
+            let mut now = BEGIN;
+            for (index, step, wait) in steps {
+                now += wait;
+                if pods[index].gone {
+                    pods[index] = Known { phase: "Running", ..Known::default() };
+                    uids[index] += 5;
+                }
+                let (uid, pod) = (uids[index], &mut pods[index]);
+                let name = format!("u{uid}");
+                let mut end = |address: Option<usize>, at: u64| {
+                    let Some(address) = address else { return };
+                    let last = histories[address].iter_mut().rev().find(|(uid, ..)| *uid == name);
+                    if let Some((_, from, to @ None)) = last {
+                        *to = Some(at.max(*from));
+                    }
+                };
+                let is_over = pod.phase != "Running";
+                match step {
+                    Step::Has(address, since) if !is_over && pod.address != Some(address) => {
+                        end(pod.address, now);
+                        // Only of the first address the beginning is the pod's.
+                        let from = if pod.address.is_none() { now - since } else { now };
+                        pod.started = Some(now - since);
+                        pod.address = Some(address);
+                        histories[address].push((name, from, None));
+                    }
+                    Step::Loses if !is_over => {
+                        end(pod.address.take(), now);
+                        pod.started = None;
+                    }
+                    Step::Finishes if !is_over && pod.address.is_some() => {
+                        pod.phase = "Succeeded";
+                        pod.finished = Some(now - 2);
+                        // Rounded down.
+                        end(pod.address, now - 1);
+                    }
+                    Step::Fails if !is_over => {
+                        pod.phase = "Failed";
+                        pod.started = None;
+                        end(pod.address, now);
+                    }
+                    Step::Deleted | Step::Vanishes => {
+                        pod.gone = true;
+                        end(pod.address, now);
+                    }
+                    _ => {}
+                }
+                let object = pods[index].object(uid);
+                match step {
+                    Step::Deleted => {
+                        cluster.apply_last_of_pod(object, now * SECOND);
+                        cluster.delete_pod(&format!("u{uid}"), now * SECOND);
+                    }
+                    Step::Vanishes => {
+                        let there = (0..5).filter(|other| !pods[*other].gone);
+                        let listed = there.map(|other| format!("u{}", uids[other]).into()).collect();
+                        cluster.keep_pods(&listed, now * SECOND);
+                    }
+                    _ => prop_assert!(cluster.apply_pod(object, now * SECOND).is_some()),
+                }
+                for (index, history) in histories.iter().enumerate() {
+                    for second in (now.saturating_sub(60)..=now).chain([now + 5, now + 15]) {
+                        let found = match cluster.holder(address(index), second * SECOND) {
+                            Some(Holder::Pod(pod, _)) => Some(pod.uid.to_string()),
+                            _ => None,
+                        };
+                        let expected = expected(history, second).map(str::to_owned);
+                        prop_assert_eq!(found, expected, "{} at {}: {:?}", address(index), second, history);
+                    }
+                }
+            }
         }
     }
 }

@@ -1,10 +1,80 @@
 //! The parts of the API's objects that are used. Everything else is left out while it is read.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::{Resource, core::ClusterResourceScope, core::NamespaceResourceScope};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde_json::Value;
+
+/// An object, or what can be said of one that cannot be read: one bad object must not hide a list's others.
+///
+/// `kube::core::DeserializeGuard` does the same, but not for an object whose metadata is what is bad.
+#[derive(Clone, Debug)]
+pub(crate) struct Guarded<K>(pub(crate) Result<K, Unreadable>);
+
+#[derive(Clone, Debug)]
+pub(crate) struct Unreadable {
+    pub(crate) error: String,
+    /// Names and versions, as far as there are any.
+    metadata: ObjectMeta,
+}
+
+impl<'de, K: DeserializeOwned> Deserialize<'de> for Guarded<K> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut value = Value::deserialize(deserializer)?;
+        remove_nulls(&mut value);
+        Ok(Self(K::deserialize(&value).map_err(|error| {
+            let text = |key| value["metadata"][key].as_str().map(str::to_owned);
+            Unreadable {
+                error: error.to_string(),
+                metadata: ObjectMeta {
+                    name: text("name"),
+                    namespace: text("namespace"),
+                    uid: text("uid"),
+                    resource_version: text("resourceVersion"),
+                    ..ObjectMeta::default()
+                },
+            }
+        })))
+    }
+}
+
+/// The API means the same by `null` as by nothing at all, and writes `null` for some empty lists (`endpoints`).
+fn remove_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(remove_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(remove_nulls),
+        _ => {}
+    }
+}
+
+impl<K: Resource> Resource for Guarded<K> {
+    type DynamicType = K::DynamicType;
+    type Scope = K::Scope;
+
+    fn kind(dynamic: &K::DynamicType) -> Cow<'_, str> {
+        K::kind(dynamic)
+    }
+    fn group(dynamic: &K::DynamicType) -> Cow<'_, str> {
+        K::group(dynamic)
+    }
+    fn version(dynamic: &K::DynamicType) -> Cow<'_, str> {
+        K::version(dynamic)
+    }
+    fn plural(dynamic: &K::DynamicType) -> Cow<'_, str> {
+        K::plural(dynamic)
+    }
+    fn meta(&self) -> &ObjectMeta {
+        self.0.as_ref().map_or_else(|bad| &bad.metadata, K::meta)
+    }
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        self.0.as_mut().map_or_else(|bad| &mut bad.metadata, K::meta_mut)
+    }
+}
 
 /// Makes a struct a resource of the API.
 macro_rules! resource {
@@ -177,8 +247,7 @@ pub(crate) struct LoadBalancer {
 pub(crate) struct SliceObject {
     pub(crate) metadata: ObjectMeta,
     pub(crate) endpoints: Vec<EndpointSpec>,
-    /// The API writes `null` for none.
-    pub(crate) ports: Option<Vec<SlicePort>>,
+    pub(crate) ports: Vec<SlicePort>,
 }
 resource!(
     SliceObject,
@@ -221,6 +290,28 @@ pub(crate) struct NodeStatus {
 #[serde(default)]
 pub(crate) struct NodeAddress {
     pub(crate) address: String,
+}
+
+/// The longest name that the API allows.
+const NAME_MAX: usize = 253;
+
+/// A name or uid, if it is one: it ends up in logs, on terminals and in metrics.
+pub(crate) fn name(text: Option<&str>) -> Option<&str> {
+    text.filter(|text| !text.is_empty() && text.len() <= NAME_MAX && !text.chars().any(char::is_control))
+}
+
+/// Addresses of an object, sorted and each once. What nobody can be reached at from elsewhere is left out: who claimed it
+/// would be taken for everybody who uses it.
+pub(crate) fn addresses<'a>(texts: impl IntoIterator<Item = &'a str>) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = texts
+        .into_iter()
+        .filter_map(|text| text.parse().ok())
+        .map(|address: IpAddr| address.to_canonical())
+        .filter(|address| !address.is_unspecified() && !address.is_loopback() && !address.is_multicast())
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
 }
 
 /// Labels of an object.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{
-    objects::{ContainerSpec, ContainerStatus, PodObject},
+    objects::{self, ContainerSpec, ContainerStatus, PodObject},
     workload::workload,
 };
 
@@ -63,12 +63,14 @@ pub struct Container {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Lifetime {
     pub(crate) from: Option<u64>,
-    /// Set where it has ended.
+    /// Set where it has ended, and it is known when.
     pub(crate) to: Option<u64>,
+    /// Whether it has ended: it may have its address in the API all the same.
+    pub(crate) over: bool,
 }
 
 impl Pod {
-    /// `None` for an object without the names that every pod has.
+    /// `None` for an object without the names that every pod has, or with such as cannot be.
     pub(crate) fn new(object: PodObject) -> Option<(Self, Lifetime)> {
         let PodObject {
             metadata,
@@ -77,7 +79,9 @@ impl Pod {
         } = object;
         let annotation = |key: &str| metadata.annotations.as_ref()?.get(key).cloned();
         let config_hash = annotation(CONFIG_HASH).or_else(|| annotation(CONFIG_MIRROR));
-        let workload = workload(&metadata).map(Arc::from);
+        let workload = workload(&metadata)
+            .filter(|workload| !workload.chars().any(char::is_control))
+            .map(Arc::from);
         let lists: [(&[ContainerSpec], &[ContainerStatus], &'static str); 3] = [
             (&spec.init_containers, &status.init_container_statuses, "init"),
             (&spec.containers, &status.container_statuses, "container"),
@@ -122,16 +126,8 @@ impl Pod {
                 });
             }
         }
-        let mut ips: Vec<IpAddr> = status
-            .pod_ips
-            .iter()
-            .map(|ip| ip.ip.as_str())
-            .chain([status.pod_ip.as_str()])
-            .filter_map(|ip| ip.parse().ok())
-            .map(|ip: IpAddr| ip.to_canonical())
-            .collect();
-        ips.sort_unstable();
-        ips.dedup();
+        let texts = status.pod_ips.iter().map(|ip| ip.ip.as_str());
+        let ips = objects::addresses(texts.chain([status.pod_ip.as_str()]));
         let ready = status
             .conditions
             .iter()
@@ -144,13 +140,14 @@ impl Pod {
             to: has_ended
                 .then_some(finished)
                 .flatten()
-                .map(|finished| finished + 1_000_000_000),
+                .map(|finished| finished.saturating_add(1_000_000_000)),
+            over: has_ended,
         };
         let pod = Self {
-            uid: metadata.uid.as_deref().filter(|uid| !uid.is_empty())?.into(),
-            namespace: metadata.namespace.as_deref()?.into(),
-            name: metadata.name.as_deref()?.into(),
-            node: spec.node_name.into(),
+            uid: objects::name(metadata.uid.as_deref())?.into(),
+            namespace: objects::name(metadata.namespace.as_deref())?.into(),
+            name: objects::name(metadata.name.as_deref())?.into(),
+            node: objects::name(Some(&spec.node_name)).unwrap_or_default().into(),
             host_network: spec.host_network,
             ips,
             workload,

@@ -8,7 +8,7 @@ use std::{
 
 use orb8_common::network::protocol;
 
-use super::objects::{ServiceObject, SliceObject, labels};
+use super::objects::{self, ServiceObject, SliceObject, labels};
 
 /// The label of an EndpointSlice that names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -61,8 +61,8 @@ impl Services {
     /// Takes in a Service; returns its key.
     pub(crate) fn apply(&mut self, object: &ServiceObject) -> Option<Arc<str>> {
         let metadata = &object.metadata;
-        let name: Arc<str> =
-            format!("{}/{}", metadata.namespace.as_deref()?, metadata.name.as_deref()?).into();
+        let namespace = objects::name(metadata.namespace.as_deref())?;
+        let name: Arc<str> = format!("{namespace}/{}", objects::name(metadata.name.as_deref())?).into();
         self.remove(&name);
         if self.services.len() >= self.max {
             self.turned_away += 1;
@@ -82,12 +82,7 @@ impl Services {
                     .iter()
                     .map(|ingress| &ingress.ip),
             );
-        let mut addresses: Vec<IpAddr> = texts
-            .filter_map(|text| text.parse().ok())
-            .map(|address: IpAddr| address.to_canonical())
-            .collect();
-        addresses.sort_unstable();
-        addresses.dedup();
+        let mut addresses = objects::addresses(texts.map(String::as_str));
         if spec.kind == "ExternalName" {
             addresses.clear();
         }
@@ -138,11 +133,11 @@ impl Services {
     /// Takes in an EndpointSlice; returns its key.
     pub(crate) fn apply_slice(&mut self, object: &SliceObject) -> Option<Arc<str>> {
         let metadata = &object.metadata;
-        let namespace = metadata.namespace.as_deref()?;
-        let key: Arc<str> = format!("{namespace}/{}", metadata.name.as_deref()?).into();
+        let namespace = objects::name(metadata.namespace.as_deref())?;
+        let key: Arc<str> = format!("{namespace}/{}", objects::name(metadata.name.as_deref())?).into();
         self.remove_slice(&key);
         let labels = labels(metadata);
-        let service: Arc<str> = match labels.get(SERVICE_NAME) {
+        let service: Arc<str> = match objects::name(labels.get(SERVICE_NAME).map(String::as_str)) {
             Some(name) => format!("{namespace}/{name}").into(),
             None => return Some(key),
         };
@@ -154,14 +149,12 @@ impl Services {
             return Some(key);
         }
         let mut at = Vec::new();
-        for address in object.endpoints.iter().flat_map(|endpoint| &endpoint.addresses) {
-            let Ok(address) = address.parse::<IpAddr>() else {
-                continue;
-            };
-            for port in object.ports.iter().flatten() {
+        let texts = object.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+        for address in objects::addresses(texts.map(String::as_str)) {
+            for port in &object.ports {
                 if let Some(number) = port.port {
                     let protocol = protocol_number(port.protocol.as_deref().unwrap_or("TCP"));
-                    at.push((address.to_canonical(), number, protocol));
+                    at.push((address, number, protocol));
                 }
             }
         }

@@ -35,25 +35,26 @@ impl Spans {
     /// `uid` has the address from then on (or had it all along, if that is known already). Whether that changed anything.
     pub(crate) fn claim(&mut self, address: IpAddr, uid: &Arc<str>, from: u64) -> bool {
         let spans = self.by_address.entry(address).or_default();
-        if let Some(span) = spans.iter_mut().rev().find(|span| span.uid == *uid) {
-            // The earliest that anybody saw; and what ended by mistake goes on.
+        // After its end it is another ownership: the address may have been another's meanwhile.
+        let known = spans.iter().rposition(|span| span.uid == *uid);
+        if let Some(index) = known.filter(|&index| from < spans[index].to) {
+            let earliest = index.checked_sub(1).map_or(0, |before| spans[before].from);
+            let span = &mut spans[index];
             let changed = span.to != OPEN;
-            span.from = span.from.min(from);
+            // The earliest that anybody saw, but not before whom it followed: times may be rounded down.
+            span.from = span.from.min(from.max(earliest));
             span.to = OPEN;
-            if !changed {
-                return false;
-            }
-        } else {
-            self.claims += 1;
-            let at = spans.partition_point(|span| span.from <= from);
-            let span = Span {
-                uid: uid.clone(),
-                from,
-                to: OPEN,
-                claim: self.claims,
-            };
-            spans.insert(at, span);
+            return changed;
         }
+        self.claims += 1;
+        let at = spans.partition_point(|span| span.from <= from);
+        let span = Span {
+            uid: uid.clone(),
+            from,
+            to: OPEN,
+            claim: self.claims,
+        };
+        spans.insert(at, span);
         true
     }
 
@@ -67,10 +68,9 @@ impl Spans {
 
     /// `uid` has the address no more. An earlier end that is known stays.
     pub(crate) fn end(&mut self, address: IpAddr, uid: &str, to: u64) {
-        for span in self.by_address.get_mut(&address).into_iter().flatten() {
-            if &*span.uid == uid {
-                span.to = span.to.min(to.max(span.from));
-            }
+        let spans = self.by_address.get_mut(&address);
+        if let Some(span) = spans.and_then(|spans| spans.iter_mut().rfind(|span| &*span.uid == uid)) {
+            span.to = span.to.min(to.max(span.from));
         }
     }
 
@@ -172,6 +172,29 @@ mod tests {
         assert_eq!(at(&spans, 170), None);
         assert_eq!(at(&spans, 210), Some("new"));
         assert!(spans.has(ADDRESS, "new") && !spans.has(ADDRESS, "job"));
+    }
+
+    #[test]
+    fn an_address_that_came_back_is_a_new_ownership() {
+        let mut spans = Spans::default();
+        spans.claim(ADDRESS, &uid("a"), 100 * SECOND);
+        spans.end(ADDRESS, "a", 200 * SECOND);
+        spans.claim(ADDRESS, &uid("b"), 200 * SECOND);
+        spans.end(ADDRESS, "b", 300 * SECOND);
+        assert!(spans.claim(ADDRESS, &uid("a"), 300 * SECOND));
+        for (second, holder) in [(150, "a"), (250, "b"), (350, "a")] {
+            assert_eq!(at(&spans, second), Some(holder));
+        }
+    }
+
+    #[test]
+    fn a_beginning_that_was_rounded_down_does_not_go_before_whom_it_followed() {
+        let mut spans = Spans::default();
+        spans.claim(ADDRESS, &uid("short"), 200 * SECOND + 300);
+        spans.end(ADDRESS, "short", 200 * SECOND + 600);
+        spans.claim(ADDRESS, &uid("long"), 200 * SECOND + 900);
+        spans.claim(ADDRESS, &uid("long"), 200 * SECOND);
+        assert_eq!(at(&spans, 205), Some("long"));
     }
 
     proptest! {

@@ -4,22 +4,26 @@ use std::{
     collections::HashSet,
     fmt::Debug,
     path::{Path, PathBuf},
-    pin::pin,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use futures::StreamExt as _;
+use hyper::Request;
 use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client, Config,
-    client::ConfigExt as _,
+    client::{Body, ConfigExt as _},
     config::{KubeConfigOptions, Kubeconfig},
-    core::DeserializeGuard,
-    runtime::{WatchStreamExt as _, watcher, watcher::Event},
+    runtime::{
+        utils::Backoff as _,
+        watcher,
+        watcher::{DefaultBackoff, Event},
+    },
 };
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
@@ -28,9 +32,9 @@ use tracing::{debug, info, warn};
 
 use super::{
     cluster::{Cluster, ClusterLimits, Resource},
-    objects::{NodeObject, PodObject, ServiceObject, SliceObject},
+    objects::{Guarded, NodeObject, PodObject, ServiceObject, SliceObject},
 };
-use crate::probe::kernel_clock::unix_now_ns;
+use crate::{core::lock, probe::kernel_clock::unix_now_ns};
 
 /// A connection on which nothing comes is asked whether it lives, by TCP, after so long, as often, and given up after
 /// three times: a watch may rightly be silent for minutes.
@@ -38,6 +42,10 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The API server ends a watch after minutes; one that ends so soon did not work.
+const SHORT_WATCH: Duration = Duration::from_secs(1);
+/// Where the back-off has no answer, which does not happen.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Which cluster, and how much of it.
 #[derive(Clone, Debug)]
@@ -193,9 +201,19 @@ trait Watched:
 {
     const RESOURCE: Resource;
 
-    /// Takes an object in; returns what [`Watched::keep`] and [`Watched::delete`] call it by.
+    /// What [`Watched::keep`] and [`Watched::delete`] call an object by.
+    fn id(metadata: &ObjectMeta) -> Option<Arc<str>> {
+        let name = metadata.name.as_deref()?;
+        Some(match &metadata.namespace {
+            Some(namespace) => format!("{namespace}/{name}").into(),
+            None => name.into(),
+        })
+    }
+    /// Takes an object in; returns its id, or `None` if it makes no sense.
     fn apply(self, cluster: &Cluster) -> Option<Arc<str>>;
-    fn delete(&self, cluster: &Cluster);
+    /// Takes in what comes with an object's deletion.
+    fn apply_last(self, _cluster: &Cluster) {}
+    fn delete(cluster: &Cluster, id: &str);
     /// Everything has been listed: what was not is gone.
     fn keep(cluster: &Cluster, listed: &HashSet<Arc<str>>);
 }
@@ -203,30 +221,25 @@ trait Watched:
 impl Watched for PodObject {
     const RESOURCE: Resource = Resource::Pods;
 
-    fn apply(self, cluster: &Cluster) -> Option<Arc<str>> {
-        let uid = self.metadata.uid.as_deref()?.into();
-        cluster.apply_pod(self, unix_now_ns());
-        Some(uid)
+    fn id(metadata: &ObjectMeta) -> Option<Arc<str>> {
+        metadata.uid.as_deref().map(Arc::from)
     }
 
-    fn delete(&self, cluster: &Cluster) {
+    fn apply(self, cluster: &Cluster) -> Option<Arc<str>> {
+        cluster.apply_pod(self, unix_now_ns())
+    }
+
+    fn apply_last(self, cluster: &Cluster) {
         // Its last state, with the time of its end, may come with its deletion alone.
-        let now = unix_now_ns();
-        cluster.apply_pod(self.clone(), now);
-        cluster.delete_pod(self.metadata.uid.as_deref().unwrap_or_default(), now);
+        cluster.apply_last_of_pod(self, unix_now_ns());
+    }
+
+    fn delete(cluster: &Cluster, id: &str) {
+        cluster.delete_pod(id, unix_now_ns());
     }
 
     fn keep(cluster: &Cluster, listed: &HashSet<Arc<str>>) {
         cluster.keep_pods(listed, unix_now_ns());
-    }
-}
-
-fn key(object: &impl kube::Resource) -> String {
-    let meta = object.meta();
-    let name = meta.name.as_deref().unwrap_or_default();
-    match &meta.namespace {
-        Some(namespace) => format!("{namespace}/{name}"),
-        None => name.to_owned(),
     }
 }
 
@@ -237,8 +250,8 @@ impl Watched for ServiceObject {
         cluster.apply_service(&self)
     }
 
-    fn delete(&self, cluster: &Cluster) {
-        cluster.delete_service(&key(self));
+    fn delete(cluster: &Cluster, id: &str) {
+        cluster.delete_service(id);
     }
 
     fn keep(cluster: &Cluster, listed: &HashSet<Arc<str>>) {
@@ -253,8 +266,8 @@ impl Watched for SliceObject {
         cluster.apply_slice(&self)
     }
 
-    fn delete(&self, cluster: &Cluster) {
-        cluster.delete_slice(&key(self));
+    fn delete(cluster: &Cluster, id: &str) {
+        cluster.delete_slice(id);
     }
 
     fn keep(cluster: &Cluster, listed: &HashSet<Arc<str>>) {
@@ -269,8 +282,8 @@ impl Watched for NodeObject {
         cluster.apply_node(&self)
     }
 
-    fn delete(&self, cluster: &Cluster) {
-        cluster.delete_node(&key(self));
+    fn delete(cluster: &Cluster, id: &str) {
+        cluster.delete_node(id);
     }
 
     fn keep(cluster: &Cluster, listed: &HashSet<Arc<str>>) {
@@ -287,30 +300,88 @@ fn spawn<K: Watched>(
     cluster.watch(K::RESOURCE, |watch| watch.stale_since = Some(Instant::now()));
     let (cluster, stop) = (cluster.clone(), stop.clone());
     tokio::spawn(async move {
+        let api = Api::all(attentive::<K>(client, cluster.clone()));
         tokio::select! {
             () = stop.cancelled() => {}
-            () = follow::<K>(&cluster, Api::all(client), config) => {}
+            () = follow::<K>(&cluster, &api, &config) => {}
         }
     });
 }
 
-/// Takes events in for ever. The stream lists again by itself where its place in the API's history has expired, and backs
-/// off, with jitter, where the API server does not answer.
-async fn follow<K: Watched>(cluster: &Cluster, api: Api<DeserializeGuard<K>>, config: watcher::Config) {
-    let mut events = pin!(watcher(api, config).default_backoff());
+/// When a watch began last, and how long the next one waits if that ended at once.
+#[derive(Default)]
+struct Pace {
+    began: Option<Instant>,
+    backoff: DefaultBackoff,
+}
+
+/// A client that notes when a watch begins: the stream of its events says nothing until something changes, which of some
+/// resources takes days. And as the stream begins a watch that has ended anew without delay, the client delays that.
+fn attentive<K: Watched>(client: Client, cluster: Arc<Cluster>) -> Client {
+    let namespace = client.default_namespace().to_owned();
+    let pace = Arc::new(Mutex::new(Pace::default()));
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let (client, cluster, pace) = (client.clone(), cluster.clone(), pace.clone());
+        async move {
+            let query = request.uri().query().unwrap_or_default();
+            if !query.split('&').any(|pair| pair == "watch=true") {
+                return client.send(request).await;
+            }
+            let wait = {
+                let mut pace = lock(&pace);
+                match pace.began.take() {
+                    Some(began) if began.elapsed() < SHORT_WATCH => pace.backoff.next(),
+                    Some(_) => {
+                        pace.backoff.reset();
+                        None
+                    }
+                    None => None,
+                }
+            };
+            tokio::time::sleep(wait.unwrap_or_default()).await;
+            let response = client.send(request).await?;
+            if response.status().is_success() {
+                lock(&pace).began = Some(Instant::now());
+                recovered::<K>(&cluster);
+            }
+            Ok(response)
+        }
+    });
+    Client::new(service, namespace)
+}
+
+/// Takes events in for ever. The stream lists again by itself where its place in the API's history has expired.
+async fn follow<K: Watched>(cluster: &Cluster, api: &Api<Guarded<K>>, config: &watcher::Config) {
+    let begin = || Box::pin(watcher(api.clone(), config.clone()));
+    let mut events = begin();
+    // Not `StreamBackoff`: it takes the event that comes before each attempt to list for a success.
+    let mut backoff = DefaultBackoff::default();
     let mut listed = HashSet::new();
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => event,
             Err(error) => {
-                failed::<K>(cluster, &error);
+                if failed::<K>(cluster, &error) {
+                    backoff.reset();
+                }
+                if is_lost(&error) {
+                    events = begin();
+                }
+                tokio::time::sleep(backoff.next().unwrap_or(LONGEST_WAIT)).await;
                 continue;
             }
         };
-        recovered::<K>(cluster, &event);
         match event {
-            Event::Init => listed.clear(),
-            Event::InitApply(DeserializeGuard(Ok(object))) => listed.extend(object.apply(cluster)),
+            Event::Init => {
+                listed.clear();
+                cluster.watch(K::RESOURCE, |watch| {
+                    watch.restarts += u64::from(watch.listed && watch.failure.is_none());
+                });
+            }
+            Event::InitApply(object) => {
+                cluster.watch(K::RESOURCE, |watch| watch.events += 1);
+                listed.extend(apply(cluster, object));
+            }
             Event::InitDone => {
                 K::keep(cluster, &listed);
                 listed = HashSet::new();
@@ -318,38 +389,74 @@ async fn follow<K: Watched>(cluster: &Cluster, api: Api<DeserializeGuard<K>>, co
                 if first {
                     debug!(resource = K::RESOURCE.name(), "known");
                 }
+                recovered::<K>(cluster);
             }
-            Event::Apply(DeserializeGuard(Ok(object))) => {
-                object.apply(cluster);
+            Event::Apply(object) => {
+                apply(cluster, object);
+                changed::<K>(cluster);
             }
-            Event::Delete(DeserializeGuard(Ok(object))) => object.delete(cluster),
-            Event::InitApply(DeserializeGuard(Err(invalid)))
-            | Event::Apply(DeserializeGuard(Err(invalid)))
-            | Event::Delete(DeserializeGuard(Err(invalid))) => {
-                cluster.malformed(K::RESOURCE);
-                warn!(
-                    resource = K::RESOURCE.name(),
-                    name = invalid.metadata.name.as_deref().unwrap_or_default(),
-                    error = invalid.error,
-                    "an object cannot be read and is left out"
-                );
-                listed.extend(invalid.metadata.uid.map(Arc::from));
+            Event::Delete(object) => {
+                let id = K::id(kube::Resource::meta(&object));
+                // Whether its last state can be read or not, it is gone.
+                if let Ok(object) = object.0 {
+                    object.apply_last(cluster);
+                }
+                if let Some(id) = id {
+                    K::delete(cluster, &id);
+                }
+                changed::<K>(cluster);
             }
         }
     }
 }
 
-fn recovered<K: Watched>(cluster: &Cluster, event: &Event<DeserializeGuard<K>>) {
-    let was = cluster.watch(K::RESOURCE, |watch| {
-        match event {
-            Event::Init => {
-                // Nothing has been heard yet: the request goes out now.
-                watch.restarts += u64::from(watch.listed && watch.failure.is_none());
-                return None;
-            }
-            Event::InitDone => {}
-            _ => watch.events += 1,
+/// Whether the stream would go on in vain, or after something that it has missed, so that all must be listed anew.
+fn is_lost(error: &watcher::Error) -> bool {
+    use watcher::Error::{WatchFailed, WatchStartFailed};
+    match error {
+        WatchStartFailed(kube::Error::Api(status)) | WatchFailed(kube::Error::Api(status)) => {
+            status.code == 410
         }
+        // Which object the line was about cannot be known.
+        WatchFailed(kube::Error::SerdeError(_)) => true,
+        _ => false,
+    }
+}
+
+/// Takes in an object, or counts it; returns its id.
+fn apply<K: Watched>(cluster: &Cluster, object: Guarded<K>) -> Option<Arc<str>> {
+    let metadata = kube::Resource::meta(&object);
+    let (id, name) = (K::id(metadata), metadata.name.clone().unwrap_or_default());
+    let error = match object.0 {
+        Ok(object) => match object.apply(cluster) {
+            Some(id) => return Some(id),
+            None => "it lacks a name or uid, or has one that cannot be".to_owned(),
+        },
+        Err(unreadable) => unreadable.error,
+    };
+    cluster.watch(K::RESOURCE, |watch| watch.malformed += 1);
+    warn!(
+        resource = K::RESOURCE.name(),
+        name = shortened(&name),
+        error = shortened(&error),
+        "an object cannot be read and is left out"
+    );
+    // It exists: what was known of it before stays.
+    id
+}
+
+/// A text for the log, which may be of any length and content.
+fn shortened(text: &str) -> String {
+    text.chars().take(300).flat_map(char::escape_debug).collect()
+}
+
+fn changed<K: Watched>(cluster: &Cluster) {
+    cluster.watch(K::RESOURCE, |watch| watch.events += 1);
+    recovered::<K>(cluster);
+}
+
+fn recovered<K: Watched>(cluster: &Cluster) {
+    let was = cluster.watch(K::RESOURCE, |watch| {
         watch.stale_since = None;
         watch.failure.take()
     });
@@ -358,7 +465,8 @@ fn recovered<K: Watched>(cluster: &Cluster, event: &Event<DeserializeGuard<K>>) 
     }
 }
 
-fn failed<K: Watched>(cluster: &Cluster, error: &watcher::Error) {
+/// Notes a failure; returns whether all was well before.
+fn failed<K: Watched>(cluster: &Cluster, error: &watcher::Error) -> bool {
     let reason = explain::<K>(error);
     let first = cluster.watch(K::RESOURCE, |watch| {
         watch.restarts += 1;
@@ -372,6 +480,7 @@ fn failed<K: Watched>(cluster: &Cluster, error: &watcher::Error) {
             reason, "the API server cannot be watched; what was known last serves, and it is tried again"
         );
     }
+    first
 }
 
 fn explain<K: Watched>(error: &watcher::Error) -> String {
