@@ -44,7 +44,10 @@ pub(crate) fn command<A: AsRef<OsStr>>(
 ) -> Command {
     let file = namespace.open();
     let mut command = Command::new(env!("CARGO_BIN_EXE_orb8-agent"));
-    command.args(arguments).stdin(Stdio::null());
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .env_remove("KUBECONFIG");
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("ORB8_") {
             command.env_remove(name);
