@@ -169,3 +169,112 @@ pub(crate) async fn join(core: Arc<Core>, stop: CancellationToken) {
     lock(&core.membership.reason).clear();
     lock(&core.names).cluster = Some(cluster.clone());
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write as _, time::Instant};
+
+    use tokio::{
+        io::{AsyncBufReadExt as _, BufReader},
+        net::TcpListener,
+    };
+
+    use super::*;
+    use crate::kubernetes::Resource;
+
+    fn membership() -> (Membership, Arc<Cluster>) {
+        let limits = ClusterLimits::default();
+        let cluster = Arc::new(Cluster::new("n", "http://server".into(), "test".into(), limits));
+        let membership = Membership {
+            cluster: Some(cluster.clone()),
+            reason: Mutex::default(),
+        };
+        (membership, cluster)
+    }
+
+    #[test]
+    fn a_watch_that_fails_says_why_and_how_old_its_state_is() {
+        let (membership, cluster) = membership();
+        let pods = |status: &v1::KubernetesStatus| status.watches[0].clone();
+        let status = membership.status();
+        assert_eq!(status.state(), v1::State::Failed);
+        assert_eq!(status.reason, "pods: not listed yet");
+        assert_eq!(pods(&status).age, None, "never confirmed");
+
+        for resource in Resource::ALL {
+            cluster.watch(resource, |watch| watch.listed = true);
+        }
+        let status = membership.status();
+        assert_eq!(status.state(), v1::State::Active);
+        assert_eq!(pods(&status).age, Some(prost_types::Duration::default()));
+
+        cluster.watch(Resource::Pods, |watch| {
+            watch.failure = Some("refused".to_owned());
+            watch.stale_since = Instant::now().checked_sub(Duration::from_secs(7));
+            watch.malformed = 3;
+            watch.restarts = 2;
+        });
+        let status = membership.status();
+        assert_eq!(status.state(), v1::State::Failed);
+        assert_eq!(status.reason, "pods: refused");
+        assert_eq!(pods(&status).state(), v1::State::Failed);
+        assert_eq!(pods(&status).restarts, 2);
+        assert!(pods(&status).age.is_some_and(|age| age.seconds >= 7));
+        assert_eq!(status.watches[1].state(), v1::State::Active);
+
+        cluster.watch(Resource::Pods, |watch| {
+            watch.failure = None;
+            watch.stale_since = None;
+        });
+        let status = membership.status();
+        assert_eq!(status.state(), v1::State::Active);
+        assert!(pods(&status).reason.starts_with("3 objects could not be read"));
+    }
+
+    /// The first line of the first request for pods.
+    async fn asked_for_pods(watch_pods: WatchPods) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let mut kubeconfig = tempfile::NamedTempFile::new().expect("a file");
+        let text = format!(
+            "clusters: [{{name: c, cluster: {{server: 'http://{}'}}}}]\n\
+             users: [{{name: u, user: {{}}}}]\n\
+             contexts: [{{name: x, context: {{cluster: c, user: u}}}}]\n\
+             current-context: x\n",
+            listener.local_addr().expect("an address")
+        );
+        kubeconfig.write_all(text.as_bytes()).expect("room");
+        let mut settings = Settings::default();
+        settings.kubernetes = true;
+        settings.kubeconfig = kubeconfig.path().display().to_string().parse().expect("a path");
+        settings.watch_pods = watch_pods;
+        settings.node = "node-1".parse().expect("a name");
+        let stop = CancellationToken::new();
+        let _guard = stop.clone().drop_guard();
+        let (membership, certain) = Membership::find(&settings, &stop).await.expect("a cluster");
+        assert!(membership.cluster().is_some() && !certain);
+        let asked = async {
+            // Other resources have connections of their own, which stay without an answer.
+            let mut others = Vec::new();
+            loop {
+                let (stream, _) = listener.accept().await.expect("a connection");
+                let mut stream = BufReader::new(stream);
+                let mut line = String::new();
+                stream.read_line(&mut line).await.expect("a request");
+                if line.starts_with("GET /api/v1/pods?") {
+                    return line;
+                }
+                others.push(stream);
+            }
+        };
+        let asked = tokio::time::timeout(Duration::from_secs(20), asked).await;
+        asked.expect("a request for pods")
+    }
+
+    #[tokio::test]
+    async fn the_setting_says_whose_pods_are_asked_for() {
+        let own = asked_for_pods(WatchPods::Node).await;
+        assert!(own.contains("fieldSelector=spec.nodeName%3Dnode-1"), "{own}");
+        let all = asked_for_pods(WatchPods::Cluster).await;
+        assert!(!all.contains("fieldSelector"), "{all}");
+    }
+}

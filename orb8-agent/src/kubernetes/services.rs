@@ -321,7 +321,7 @@ mod tests {
         let of = |services: &Services| {
             services
                 .of_endpoint(ip("10.0.0.1"), 8080, protocol::TCP)
-                .map(std::string::ToString::to_string)
+                .map(ToString::to_string)
         };
         assert_eq!(of(&services).as_deref(), Some("shop/a"));
         services.apply_slice(&slice("c1", "c", true, "10.0.0.1"));

@@ -20,7 +20,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinSet,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -97,6 +97,7 @@ struct Shared {
     state: Mutex<State>,
     /// The number of entries in the log.
     written: watch::Sender<usize>,
+    cut: Notify,
 }
 
 impl Shared {
@@ -126,6 +127,7 @@ impl ApiServer {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             written: watch::Sender::new(0),
+            cut: Notify::new(),
         });
         let mut server = Self {
             shared,
@@ -157,10 +159,9 @@ impl ApiServer {
         }
     }
 
-    /// Cuts all connections in the middle of what they carry.
-    pub(crate) async fn cut(&mut self) {
-        self.down().await;
-        self.up().await;
+    /// Cuts all connections in the middle of what they carry; new ones are accepted.
+    pub(crate) fn cut(&self) {
+        self.shared.cut.notify_waiters();
     }
 
     /// Creates or replaces an object; returns its version.
@@ -272,14 +273,17 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener) {
         };
         let shared = shared.clone();
         connections.spawn(async move {
+            let served = shared.clone();
             let service = service_fn(move |request| {
-                let shared = shared.clone();
+                let shared = served.clone();
                 async move { Ok::<_, Infallible>(handle(&shared, &request)) }
             });
-            // Clients may leave as they like.
-            let _ = http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                // Clients may leave as they like.
+                _ = connection => {}
+                () = shared.cut.notified() => {}
+            }
         });
     }
 }
