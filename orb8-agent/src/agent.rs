@@ -60,6 +60,8 @@ const OWNERS: usize = 65_536;
 const STOP_TIME: Duration = Duration::from_millis(1500);
 /// How often connection tracking's notifications are taken: their queue holds some 6,000 translated connections.
 const TRANSLATIONS: Duration = Duration::from_millis(200);
+/// The shortest wait between two looks at containers that have just come.
+const MEET: Duration = Duration::from_millis(5);
 /// Bytes in flight on an in-memory connection.
 const DUPLEX_BYTES: usize = 256 << 10;
 
@@ -463,16 +465,27 @@ async fn meet_newcomers(core: Arc<Core>, arrival: Arc<Notify>, stop: Cancellatio
             () = stop.cancelled() => return,
             () = arrival.notified() => {}
         }
-        // The runtime moves the first process into the cgroup in its own time.
-        for wait in [2, 10, 20, 40, 80, 160, 320, 640, 1000] {
-            tokio::time::sleep(Duration::from_millis(wait)).await;
-            let mut points = lock(&core.points);
-            let mut names = lock(&core.names);
-            let more = names.identity.meet_newcomers();
-            let mut store = lock(&core.store);
-            name_points(&mut points, &mut names, &mut store.owners);
-            if !more {
-                break;
+        // The runtime moves the first process into the cgroup, and into its namespace, in its own time. Where containers
+        // come all the time, none waits for those that never get a process.
+        let mut wait = MEET;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+            let more = {
+                let mut points = lock(&core.points);
+                let mut names = lock(&core.names);
+                let (met, more) = names.identity.meet_newcomers();
+                if met {
+                    let mut store = lock(&core.store);
+                    name_points(&mut points, &mut names, &mut store.owners);
+                }
+                more
+            };
+            match more {
+                Some(age) => wait = (age / 4).clamp(MEET, MEET * 10),
+                None => break,
             }
         }
     }

@@ -272,6 +272,15 @@ impl Identity {
         attributed(resident, Attribution::Veth)
     }
 
+    /// Whether an interface still leads to the namespace that it is said to: the kernel gives a namespace's id to another
+    /// one while the interfaces of the first are still going. Ask this after [`Identity::interface_owner`]: if it is so
+    /// now, it was so then. One system call.
+    pub fn is_current(&mut self, interface: &Interface) -> bool {
+        interface.role != Role::Workload
+            || interface.peer_netnsid.is_none()
+            || self.namespaces.peer_of(interface.ifindex) == interface.peer_netnsid
+    }
+
     /// An interface has come: what its namespace's id meant before is past.
     pub fn interface_came(&mut self, interface: &Interface) {
         if let Some(nsid) = interface.peer_netnsid {
@@ -280,10 +289,11 @@ impl Identity {
     }
 
     /// Looks at containers that have just come, so that they are known before their first packet is drained. Whether
-    /// some have no process yet: then ask again in some milliseconds. Costs some 100 µs a container.
-    pub fn meet_newcomers(&mut self) -> bool {
+    /// any was met; and how old the youngest is of those that have no process in a namespace of its own yet: then ask
+    /// again in some milliseconds. Costs some 100 µs a container.
+    pub fn meet_newcomers(&mut self) -> (bool, Option<Duration>) {
         let Some(cgroups) = &self.cgroups else {
-            return false;
+            return (false, None);
         };
         let came = cgroups.take_newcomers();
         let now = Instant::now();
@@ -294,23 +304,28 @@ impl Identity {
             namespaces,
             ..
         } = self;
+        let mut met = false;
         newcomers.retain(|(path, since)| {
             let procs = root.join(path.trim_start_matches('/')).join("cgroup.procs");
             // A cgroup that is gone is met no more; one without a process will get one.
             let Ok(processes) = std::fs::read_to_string(procs) else {
                 return false;
             };
-            match processes.lines().find_map(|pid| pid.parse().ok()) {
-                // The runtime's own process joins first, and may still be in the host's namespace.
-                Some(pid) => !namespaces.meet(pid) && since.elapsed() < NEWCOMER,
-                None => since.elapsed() < NEWCOMER,
+            // The runtime's own process joins first, and may still be in the host's namespace.
+            if let Some(pid) = processes.lines().find_map(|pid| pid.parse().ok())
+                && namespaces.meet(pid)
+            {
+                met = true;
+                return false;
             }
+            since.elapsed() < NEWCOMER
         });
-        !newcomers.is_empty()
+        (met, newcomers.iter().map(|(_, since)| since.elapsed()).min())
     }
 
-    /// Addresses of pods of this node, with their uids, as their network namespaces have them.
-    pub fn pod_addresses(&self) -> impl Iterator<Item = (IpAddr, &str)> {
+    /// Addresses of pods of this node as their network namespaces have them, with the pods' uids, and since when its first
+    /// process that is known was there (Unix time in nanoseconds).
+    pub fn pod_addresses(&self) -> impl Iterator<Item = (IpAddr, &str, u64)> {
         self.namespaces.pod_addresses()
     }
 
@@ -401,7 +416,7 @@ impl Identity {
 }
 
 /// A pod of which the cgroup's path alone is known.
-fn pod_of_uid(uid: String) -> Arc<PodName> {
+pub(crate) fn pod_of_uid(uid: String) -> Arc<PodName> {
     Arc::new(PodName {
         uid,
         ..PodName::default()

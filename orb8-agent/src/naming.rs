@@ -5,7 +5,7 @@
 //! ownership holds that time; this machine; another node; a Service; a namespace of this machine that has the address
 //! set; a DNS answer. What none of these knows is external.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use orb8_common::network::{FlowKey, kind, protocol};
 
@@ -16,6 +16,7 @@ use crate::{
         Comm, Identity, IdentityError, Limit,
         cgroup::CgroupName,
         owner::{Attribution, Kind, Owner, PodName},
+        pod_of_uid,
     },
     interfaces::Interface,
     kubernetes::{Cluster, Holder, Pod},
@@ -43,17 +44,45 @@ impl Names {
     /// If the kernel does not list its addresses; the last known ones stay.
     pub(crate) fn refresh(&mut self, now_ns: u64) -> Result<(), IdentityError> {
         let refreshed = self.identity.refresh();
-        if let Some(cluster) = &self.cluster {
-            for (address, uid) in self.identity.pod_addresses() {
-                cluster.claim_local(address, uid, now_ns);
-            }
-        }
+        self.see_residents(now_ns);
         refreshed
+    }
+
+    /// Looks at containers that have just come; see [`Identity::meet_newcomers`].
+    pub(crate) fn meet_newcomers(&mut self, now_ns: u64) -> (bool, Option<Duration>) {
+        let (met, waiting) = self.identity.meet_newcomers();
+        if met {
+            self.see_residents(now_ns);
+        }
+        (met, waiting)
+    }
+
+    fn see_residents(&self, now_ns: u64) {
+        if let Some(cluster) = &self.cluster {
+            cluster.see_residents(self.identity.pod_addresses(), now_ns);
+        }
     }
 
     /// Owner of what an interface carries; see [`Identity::interface_owner`].
     pub(crate) fn interface_owner(&mut self, interface: &Interface) -> Owner {
+        let owner = self.identity.interface_owner(interface);
+        self.named_or_numbered(owner)
+    }
+
+    /// Owner of what an interface carries that has just come. It may have gone again.
+    pub(crate) fn newcomer_owner(&mut self, interface: &Interface) -> Owner {
+        self.identity.interface_came(interface);
         let mut owner = self.identity.interface_owner(interface);
+        if !self.identity.is_current(interface) {
+            owner = Owner {
+                kind: Kind::Process,
+                ..Owner::default()
+            };
+        }
+        self.named_or_numbered(owner)
+    }
+
+    fn named_or_numbered(&mut self, mut owner: Owner) -> Owner {
         if owner.kind == Kind::Process && owner.name().is_empty() && owner.pod.is_none() {
             // So that what is counted meanwhile can be named later.
             self.nameless += 1;
@@ -103,11 +132,13 @@ impl Names {
         (better != *owner).then_some(better)
     }
 
-    /// The pod that holds `address` at `time_ns` (Unix time), and a number that stands for this ownership.
-    pub(crate) fn pod_at(&self, address: IpAddr, time_ns: u64) -> Option<(Arc<Pod>, u64)> {
-        match self.cluster.as_ref()?.holder(address, time_ns)? {
-            Holder::Pod(pod, claim) => Some((pod, claim)),
-            _ => None,
+    /// The pod that holds `address` at `time_ns` (Unix time): a [`Holder::Pod`] or [`Holder::Resident`], with the number
+    /// that stands for this ownership.
+    pub(crate) fn pod_at(&self, address: IpAddr, time_ns: u64) -> Option<(Holder, u64)> {
+        let holder = self.cluster.as_ref()?.holder(address, time_ns)?;
+        match holder {
+            Holder::Pod(_, claim) | Holder::Resident(_, claim) => Some((holder, claim)),
+            Holder::Node(_) | Holder::Service => None,
         }
     }
 
@@ -184,7 +215,7 @@ impl Names {
         time_ns: u64,
     ) -> Owner {
         match self.pod_at(address, time_ns) {
-            Some((pod, _)) => pod_peer(&pod),
+            Some((holder, _)) => holder_peer(&holder),
             None => self.no_pod_at(address, port, protocol, point, time_ns),
         }
     }
@@ -311,6 +342,21 @@ pub(crate) fn pod_peer(pod: &Pod) -> Owner {
         pod: Some(pod_name(pod)),
         container: only_container(pod),
         ..Owner::default()
+    }
+}
+
+/// The owner that an address's holder is as somebody's peer; nobody if it is not a pod.
+pub(crate) fn holder_peer(holder: &Holder) -> Owner {
+    match holder {
+        Holder::Pod(pod, _) => pod_peer(pod),
+        // Its name comes when the API tells.
+        Holder::Resident(uid, _) => Owner {
+            kind: Kind::Process,
+            attribution: Attribution::NetnsIp,
+            pod: Some(pod_of_uid(uid.to_string())),
+            ..Owner::default()
+        },
+        Holder::Node(_) | Holder::Service => Owner::default(),
     }
 }
 

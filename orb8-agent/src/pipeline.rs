@@ -18,7 +18,7 @@ use tracing::{debug, error};
 use crate::{
     core::{Core, Store, lock},
     identity::owner::{Kind, Owner, OwnerId, OwnerTable},
-    naming::{Names, peer_address, pod_peer},
+    naming::{Names, holder_peer, peer_address},
     probe::{
         kernel_clock::unix_now_ns,
         network::{
@@ -76,7 +76,7 @@ impl Pipeline {
             flows: Vec::with_capacity(BATCH),
             flushed: Instant::now(),
             generation: 0,
-            translations_fresh: false,
+            epoch_ended: false,
         };
         Self {
             core,
@@ -156,8 +156,8 @@ struct Enricher {
     flushed: Instant,
     /// Of the cluster, when names were last given from it.
     generation: u64,
-    /// Whether connections made up to this epoch's end are known.
-    translations_fresh: bool,
+    /// Whether this epoch's end has been seen, and what came to life in it.
+    epoch_ended: bool,
 }
 
 /// Answers of [`Names`], as ids.
@@ -188,7 +188,7 @@ impl Caches {
 impl Enricher {
     /// Brings names up to date.
     fn before(&mut self) {
-        self.translations_fresh = false;
+        self.epoch_ended = false;
         let core = self.core.clone();
         let mut points = lock(&core.points);
         let mut names = lock(&core.names);
@@ -197,13 +197,13 @@ impl Enricher {
         }
         let mut store = lock(&core.store);
         let Store { history, owners } = &mut *store;
-        let stale = self.flushed.elapsed() >= CACHE_AGE;
-        if stale {
+        if self.flushed.elapsed() >= CACHE_AGE {
             self.flushed = Instant::now();
             self.caches.clear();
             let in_use = history.owners_in_use();
             owners.retain(&in_use);
             drop(in_use);
+            owners.rename_each(|owner| names.better(owner));
             if let Some(cluster) = &names.cluster {
                 history.remove_ended(|labels| {
                     !labels.pod.is_empty()
@@ -214,22 +214,48 @@ impl Enricher {
             }
         }
         name_points(&mut points, &mut names, owners);
-        let Some(cluster) = names.cluster.clone() else {
+        self.heed_news(&names, &mut store);
+    }
+
+    /// The epoch has ended, and is about to be stored: what opened connections and came to life in it may be known only now.
+    fn after(&mut self) {
+        let core = self.core.clone();
+        let mut points = lock(&core.points);
+        let mut names = lock(&core.names);
+        let (met, _) = names.meet_newcomers(unix_now_ns());
+        if let Some(conntrack) = &mut names.conntrack
+            && let Err(error) = conntrack.refresh(Instant::now())
+        {
+            debug!(%error, "translations are not up to date");
+        }
+        let mut store = lock(&core.store);
+        if met {
+            name_points(&mut points, &mut names, &mut store.owners);
+        }
+        self.heed_news(&names, &mut store);
+    }
+
+    /// If the cluster's names have changed: gives the new ones, also to what was counted before.
+    fn heed_news(&mut self, names: &Names, store: &mut Store) {
+        let Some(cluster) = &names.cluster else {
             return;
         };
         let generation = cluster.generation();
-        if generation == self.generation && !stale {
+        if generation == self.generation {
             return;
         }
+        let Store { history, owners } = store;
         let since = std::mem::replace(&mut self.generation, generation);
         self.caches.clear();
         owners.rename_each(|owner| names.better(owner));
         let came: HashSet<[u8; 16]> = cluster.new_addresses(since).into_iter().map(octets).collect();
         if !came.is_empty() {
             let now = unix_now_ns();
-            for (flow, address) in history.nameless_peers(LATE_INTERVALS, owners, |a| came.contains(a)) {
-                if let Some((pod, _)) = names.pod_at(ip(&address), now) {
-                    history.name_peer(flow, owners.intern(pod_peer(&pod)));
+            let nameless =
+                history.nameless_peers(LATE_INTERVALS, now, owners, |address| came.contains(address));
+            for (flow, address, time_ns) in nameless {
+                if let Some((holder, _)) = names.pod_at(ip(&address), time_ns) {
+                    history.name_peer(flow, owners.intern(holder_peer(&holder)));
                 }
             }
         }
@@ -237,18 +263,13 @@ impl Enricher {
 
     /// Stores what has come.
     fn flush(&mut self) {
+        if !self.epoch_ended {
+            self.epoch_ended = true;
+            self.after();
+        }
         let core = self.core.clone();
         let mut points = lock(&core.points);
         let mut names = lock(&core.names);
-        if !self.translations_fresh {
-            // Only now: the packets of this epoch may have opened connections until it ended.
-            self.translations_fresh = true;
-            if let Some(conntrack) = &mut names.conntrack
-                && let Err(error) = conntrack.refresh(Instant::now())
-            {
-                debug!(%error, "translations are not up to date");
-            }
-        }
         let mut store = lock(&core.store);
         let mut drained = 0;
         for (key, counters) in self.flows.drain(..) {
@@ -268,7 +289,7 @@ impl Enricher {
             }
             let via = resolver.names.via(&key, true);
             let (owner, direction, point) = resolver.reporter(&key, &counters, via.as_ref());
-            let (peer, peer_kind) = resolver.peer(&key, direction, via.as_ref(), counters.last_ns);
+            let (peer, peer_kind) = resolver.peer(&key, direction, via.as_ref(), &counters);
             let Store { history, owners } = &mut *store;
             let via = via.map_or(ViaId::STRAIGHT, |via| history.via(via));
             let observation = Observation {
@@ -417,17 +438,20 @@ impl Resolver<'_> {
         key: &FlowKey,
         direction: Direction,
         via: Option<&Via>,
-        time_ns: u64,
+        counters: &FlowCounters,
     ) -> (OwnerId, Kind) {
         if key.kind & (kind::IPV4 | kind::IPV6) == 0 {
             return (OwnerId::UNKNOWN, Kind::External);
         }
         let (address, port) = peer_address(key, direction, via);
-        if let Some((pod, claim)) = self.names.pod_at(address, time_ns) {
+        let time_ns = counters.last_ns;
+        // A pod that has ended meanwhile had its address when the packets began.
+        let pod = self.names.pod_at(address, time_ns);
+        if let Some((holder, claim)) = pod.or_else(|| self.names.pod_at(address, counters.first_ns)) {
             if let Some(&id) = self.caches.pods.get(&claim) {
                 return (id, Kind::Pod);
             }
-            let id = self.store.owners.intern(pod_peer(&pod));
+            let id = self.store.owners.intern(holder_peer(&holder));
             bounded_insert(&mut self.caches.pods, claim, id);
             return (id, Kind::Pod);
         }
@@ -476,7 +500,7 @@ pub(crate) fn name_points(points: &mut Points, names: &mut Names, owners: &mut O
         let owner = names.interface_owner(&point.interface);
         // Who lives in a namespace often comes after its interface. A name that is known is given up for a better one
         // only: the process it was found by may end before its interface does.
-        if certainty(&owner) > certainty(&point.owner) {
+        if certainty(&owner) > certainty(&point.owner) && names.identity.is_current(&point.interface) {
             // The owner so far stood for this namespace alone.
             let before = &point.owner;
             let named = before.pod.is_some() || !before.netns.is_empty();

@@ -81,7 +81,7 @@ impl Watching {
     fn holder(&self, address: &str, time_ns: u64) -> Option<(String, u64)> {
         match self.cluster.holder(ip(address), time_ns)? {
             Holder::Pod(pod, claim) => Some((pod.uid.to_string(), claim)),
-            Holder::Node(_) | Holder::Service => None,
+            Holder::Resident(..) | Holder::Node(_) | Holder::Service => None,
         }
     }
 

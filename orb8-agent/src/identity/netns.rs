@@ -23,7 +23,11 @@ use super::{
     pod_of_uid,
     processes::{pids, read_comm},
 };
-use crate::netlink::{Attributes, Socket, push_u32, read_u32};
+use crate::{
+    interfaces::peer_netnsid,
+    netlink::{Attributes, Socket, push_u32, read_u32},
+    probe::kernel_clock::unix_now_ns,
+};
 
 /// Attributes of `RTM_GETNSID` (include/uapi/linux/net_namespace.h).
 const NETNSA_NSID: u16 = 1;
@@ -73,6 +77,8 @@ struct Namespace {
     nsid: Option<i32>,
     owner: Owner,
     representative: Option<Representative>,
+    /// When the first known process of its pod started (clock ticks since boot).
+    inhabited: Option<u64>,
     addresses: Vec<IpAddr>,
     seen_first: Instant,
     seen_last: Instant,
@@ -179,6 +185,11 @@ impl Namespaces {
         self.stale = true;
     }
 
+    /// Id of the namespace that an interface leads to now.
+    pub(crate) fn peer_of(&mut self, ifindex: u32) -> Option<i32> {
+        peer_netnsid(&mut self.route, ifindex).ok().flatten()
+    }
+
     /// Looks at the namespace of a process that has just started. Whether it is another one than ours.
     pub(crate) fn meet(&mut self, pid: u32) -> bool {
         let link = fs::read_link(self.proc_root.join(format!("{pid}/ns/net")));
@@ -207,14 +218,17 @@ impl Namespaces {
         true
     }
 
-    /// Addresses of the namespaces that pods live in, with the pod's uid.
-    pub(crate) fn pod_addresses(&self) -> impl Iterator<Item = (IpAddr, &str)> {
-        self.by_address.iter().filter_map(|(&address, holder)| {
+    /// Addresses of the namespaces that pods live in, with the pod's uid, and since when (Unix time in nanoseconds).
+    pub(crate) fn pod_addresses(&self) -> impl Iterator<Item = (IpAddr, &str, u64)> {
+        let boot_ns = unix_now_ns().saturating_sub(since_boot_ns());
+        self.by_address.iter().filter_map(move |(&address, holder)| {
             let Holder::One(inode) = holder else {
                 return None;
             };
-            let pod = self.found.get(inode)?.owner.pod.as_ref()?;
-            Some((address, pod.uid.as_str()))
+            let namespace = self.found.get(inode)?;
+            let pod = namespace.owner.pod.as_ref()?;
+            let since = boot_ns.saturating_add(namespace.inhabited?.saturating_mul(TICK_NS));
+            Some((address, pod.uid.as_str(), since))
         })
     }
 
@@ -337,22 +351,44 @@ impl Namespaces {
         }
 
         let before = self.found.remove(&inode);
-        // An inode that came back with another id is another namespace.
-        let before = before.filter(|before| before.nsid.is_none() || before.nsid == nsid);
-        let representative = match before.as_ref().and_then(|before| before.representative.as_ref()) {
-            Some(representative)
-                if representative.rank == Rank::Container
-                    && pids.contains(&representative.pid)
-                    && representative.is_alive(&self.proc_root) =>
+        // The kernel gives inodes and ids again: with another id or name, or with nobody who was there before, it is another
+        // namespace.
+        let before = before.filter(|before| {
+            let same_name = named.map_or("", |named| &named.name) == before.owner.netns;
+            let resident = before.representative.as_ref();
+            resident
+                .is_some_and(|resident| pids.contains(&resident.pid) && resident.is_alive(&self.proc_root))
+                || same_name && before.nsid.is_some() && before.nsid == nsid
+                || same_name && named.is_some()
+        });
+        let known = before.as_ref().and_then(|before| before.representative.as_ref());
+        let (representative, mut inhabited) = match known {
+            Some(known)
+                if known.rank == Rank::Container
+                    && pids.contains(&known.pid)
+                    && known.is_alive(&self.proc_root) =>
             {
-                Some(representative.clone())
+                (Some(known.clone()), Some(known.started))
             }
-            _ => Representative::of(
-                pids.iter()
+            _ => {
+                let processes: Vec<_> = pids
+                    .iter()
                     .filter_map(|&pid| Representative::new(&self.proc_root, pid))
-                    .collect(),
-            ),
+                    .collect();
+                let chosen = Representative::of(&processes);
+                // A process of somebody else's, who came to look, may be older than the pod.
+                let uid = chosen.as_ref().and_then(Representative::pod_uid);
+                let of_pod = processes.iter().filter(|process| process.pod_uid() == uid);
+                let first = of_pod.map(|process| process.started).min();
+                (chosen, first)
+            }
         };
+        if let Some(before) = &before
+            && let Some(chosen) = &representative
+            && known.is_some_and(|known| known.pod_uid() == chosen.pod_uid())
+        {
+            inhabited = inhabited.into_iter().chain(before.inhabited).min();
+        }
         let mut owner = representative
             .as_ref()
             // A namespace outlives the last of its processes if it has a name.
@@ -376,6 +412,7 @@ impl Namespaces {
                 nsid,
                 owner,
                 representative,
+                inhabited,
                 addresses,
                 seen_first,
                 seen_last: now,
@@ -444,7 +481,7 @@ struct Named {
 impl Representative {
     /// Of the processes of one namespace the oldest container's. But where a plain process was there before any container,
     /// the namespace is a machine's (a node of a nested cluster), and containers only use it.
-    fn of(processes: Vec<Self>) -> Option<Self> {
+    fn of(processes: &[Self]) -> Option<Self> {
         let oldest = processes
             .iter()
             .min_by_key(|process| (process.started, process.pid))?;
@@ -452,8 +489,13 @@ impl Representative {
             return Some(oldest.clone());
         }
         processes
-            .into_iter()
+            .iter()
             .min_by_key(|process| (std::cmp::Reverse(process.rank), process.started, process.pid))
+            .cloned()
+    }
+
+    fn pod_uid(&self) -> Option<&str> {
+        Some(&self.owner.pod.as_ref()?.uid)
     }
 
     fn is_alive(&self, proc_root: &Path) -> bool {
@@ -525,6 +567,19 @@ fn started(proc_root: &Path, pid: u32) -> Option<u64> {
     let stat = fs::read(proc_root.join(format!("{pid}/stat"))).ok()?;
     let stat = String::from_utf8_lossy(&stat);
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// Nanoseconds of a clock tick as `/proc` counts them (`USER_HZ`, always 100 here).
+const TICK_NS: u64 = 10_000_000;
+
+/// Time since boot (`CLOCK_BOOTTIME`) in nanoseconds: the clock that processes' starts are given in.
+fn since_boot_ns() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map_or(0, |time| {
+        time.tv_sec()
+            .cast_unsigned()
+            .saturating_mul(1_000_000_000)
+            .saturating_add(time.tv_nsec().cast_unsigned())
+    })
 }
 
 /// The number in `net:[NUMBER]`.

@@ -11,7 +11,7 @@ use super::{
     objects::{self, NodeObject, PodObject, ServiceObject, SliceObject},
     pod::{Lifetime, Pod},
     services::Services,
-    spans::Spans,
+    spans::{Certainty, Spans},
 };
 use crate::identity::Limit;
 
@@ -50,6 +50,8 @@ pub struct Node {
 pub enum Holder {
     /// A pod; the number stands for this ownership, and no other has it.
     Pod(Arc<Pod>, u64),
+    /// A pod of this node of which the API has not told yet: what its cgroups call it, and the number of the ownership.
+    Resident(Arc<str>, u64),
     /// A node.
     Node(Arc<Node>),
     /// A Service: which one depends on the port.
@@ -108,6 +110,10 @@ struct State {
     by_name: HashMap<(Arc<str>, Arc<str>), Arc<str>>,
     by_hash: HashMap<Arc<str>, Arc<str>>,
     spans: Spans,
+    /// Pods of this node by the addresses that their network namespaces have.
+    residents: HashMap<IpAddr, Resident>,
+    /// How often they were looked at.
+    looks: u64,
     /// Pods that have ended, in that order, with the Unix time at which that was learnt.
     ended: VecDeque<(Arc<str>, u64)>,
     services: Services,
@@ -118,6 +124,14 @@ struct State {
     news: VecDeque<(u64, IpAddr)>,
     watches: BTreeMap<Resource, WatchState>,
     pods_turned_away: u64,
+}
+
+/// Who was seen to have an address.
+#[derive(Debug)]
+struct Resident {
+    uid: Arc<str>,
+    /// When it was seen last.
+    look: u64,
 }
 
 /// News that are remembered for those who ask what is new.
@@ -143,6 +157,8 @@ impl Cluster {
                 by_name: HashMap::new(),
                 by_hash: HashMap::new(),
                 spans: Spans::default(),
+                residents: HashMap::new(),
+                looks: 0,
                 ended: VecDeque::new(),
                 services: Services::new(limits.services),
                 nodes: HashMap::new(),
@@ -209,10 +225,11 @@ impl Cluster {
     #[must_use]
     pub fn holder(&self, address: IpAddr, time_ns: u64) -> Option<Holder> {
         let state = self.read();
-        if let Some((uid, claim)) = state.spans.at(address, time_ns)
-            && let Some(pod) = state.pod(uid)
-        {
-            return Some(Holder::Pod(pod.clone(), claim));
+        if let Some((uid, claim)) = state.spans.at(address, time_ns) {
+            return Some(match state.pod(uid) {
+                Some(pod) => Holder::Pod(pod.clone(), claim),
+                None => Holder::Resident(uid.clone(), claim),
+            });
         }
         if state.services.has_address(address) {
             return Some(Holder::Service);
@@ -293,27 +310,56 @@ impl Cluster {
         found.map(|pod| pod.uid.clone()).collect()
     }
 
-    /// A pod of this node has the address since `now_ns` at the latest, as its network namespace says, which knows it before
-    /// the API does. Only for pods that the API knows: who else is found by namespace does not need it.
-    pub fn claim_local(&self, address: IpAddr, uid: &str, now_ns: u64) {
-        let uid = {
-            let state = self.read();
-            let Some(pod) = state.pod(uid) else {
-                return;
-            };
-            // Its namespace may outlive a pod for a moment.
-            let over = pod.deleted || matches!(pod.phase.as_str(), "Succeeded" | "Failed");
-            let own = pod.node == self.node && !pod.host_network && !over;
-            let plausible = pod.ips.is_empty() || pod.ips.contains(&address);
-            if !own || !plausible || state.spans.has(address, &pod.uid) {
-                return;
-            }
-            pod.uid.clone()
-        };
+    /// Takes in all addresses of the pods of this node, as their network namespaces have them: with the pod's uid (as its
+    /// cgroups have it) and since when at the latest (Unix time in nanoseconds). This machine knows all of that before the
+    /// API tells, and exactly. Cost: a hash look-up an address, if nothing has changed.
+    pub fn see_residents<'a>(&self, residents: impl Iterator<Item = (IpAddr, &'a str, u64)>, now_ns: u64) {
         let mut state = self.write();
-        if state.spans.len() < self.limits.pods && state.spans.claim(address, &uid, now_ns) {
-            state.news(address);
+        state.looks += 1;
+        let look = state.looks;
+        for (address, uid, since) in residents {
+            let pod = state.pod(uid).cloned();
+            if pod.as_ref().is_some_and(|pod| !self.may_hold(pod, address)) {
+                continue;
+            }
+            // Of a static pod the API has another uid.
+            let uid = pod.as_ref().map_or(uid, |pod| &*pod.uid);
+            if let Some(known) = state.residents.get_mut(&address)
+                && *known.uid == *uid
+            {
+                known.look = look;
+                continue;
+            }
+            if state.spans.len() < self.limits.pods {
+                let uid: Arc<str> = uid.into();
+                let resident = Resident {
+                    uid: uid.clone(),
+                    look,
+                };
+                if let Some(before) = state.residents.insert(address, resident) {
+                    state.spans.end(address, &before.uid, now_ns);
+                }
+                if state.spans.claim(address, &uid, since, Certainty::Seen) {
+                    state.news(address);
+                }
+            }
         }
+        let State { residents, spans, .. } = &mut *state;
+        residents.retain(|address, resident| {
+            let is_there = resident.look == look;
+            if !is_there {
+                spans.end(*address, &resident.uid, now_ns);
+            }
+            is_there
+        });
+    }
+
+    /// Whether what the API says of a pod allows that it has an address here.
+    fn may_hold(&self, pod: &Pod, address: IpAddr) -> bool {
+        // Its namespace may outlive a pod for a moment.
+        let over = pod.deleted || matches!(pod.phase.as_str(), "Succeeded" | "Failed");
+        let own = pod.node == self.node && !pod.host_network && !over;
+        own && (pod.ips.is_empty() || pod.ips.contains(&address))
     }
 
     /// Forgets what ended longer ago than is kept.
@@ -565,7 +611,7 @@ impl State {
                     from => Some(from.unwrap_or(now_ns).min(now_ns)),
                 };
                 if let Some(from) = from.filter(|_| !lifetime.over || !had_it)
-                    && self.spans.claim(address, &uid, from)
+                    && self.spans.claim(address, &uid, from, Certainty::Told)
                 {
                     self.news(address);
                 }
@@ -744,26 +790,19 @@ mod tests {
     /// An address's history: who began when, and ended when, in the order of the beginnings.
     type History = Vec<(String, u64, Option<u64>)>;
 
-    /// Who has it: who began last, until ten seconds after its end; or who begins within three seconds. The nearer.
+    /// Who has it: who began last, until its end, but for the second in which the one before has not ended yet; or who
+    /// begins within three seconds, if nobody has it.
     fn expected(history: &History, second: u64) -> Option<&str> {
-        let before = history.iter().rev().find(|(_, from, _)| *from <= second);
-        let after = history.iter().find(|(_, from, _)| *from > second);
-        let since_end = match before {
-            Some((uid, _, None)) => return Some(uid),
-            Some((uid, _, Some(to))) if second < *to => return Some(uid),
-            Some((_, _, Some(to))) => Some(second - to).filter(|since| *since < 10),
-            None => None,
-        };
-        let until_begin = after
-            .map(|(_, from, _)| from - second)
-            .filter(|until| *until <= 3);
-        match (since_end, until_begin) {
-            (Some(since), Some(until)) if until < since => after,
-            (Some(_), _) => before,
-            (None, Some(_)) => after,
-            (None, None) => None,
+        let begun = history.iter().filter(|(_, from, _)| *from <= second).count();
+        let has = |(_, _, to): &(String, u64, Option<u64>)| to.is_none_or(|to| second < to);
+        match &history[..begun] {
+            [.., other, (_, from, _)] if *from == second && has(other) => None,
+            [.., last] if has(last) => Some(&last.0),
+            _ => {
+                let next = history.get(begun).filter(|(_, from, _)| from - second <= 3)?;
+                Some(&next.0)
+            }
         }
-        .map(|(uid, ..)| &**uid)
     }
 
     proptest! {

@@ -3,19 +3,28 @@
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 const SECOND: u64 = 1_000_000_000;
-/// A pod's last packets (FIN, RST, what was on the way) may come so long after its end, as long as nobody else has its
-/// address.
-const GRACE: u64 = 10 * SECOND;
-/// A pod's first packets may come so long before we know it to begin: the API's times are whole seconds, and clocks differ.
+/// A pod's first packets may come so long before we know it to begin: clocks differ, and news take their time.
 const LEAD: u64 = 3 * SECOND;
 /// The end of a span that goes on.
 const OPEN: u64 = u64::MAX;
+
+/// How the beginning of an ownership is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Certainty {
+    /// From the API, whose times are whole seconds, rounded down.
+    Told,
+    /// Seen on this machine: exact.
+    Seen,
+}
 
 /// A pod's ownership of an address, from and to Unix times in nanoseconds.
 #[derive(Clone, Debug)]
 struct Span {
     uid: Arc<str>,
     from: u64,
+    certainty: Certainty,
+    /// The earliest beginning that anybody told of.
+    earliest: u64,
     /// As its pod's end said; not beyond the next one's beginning.
     to: u64,
     claim: u64,
@@ -24,7 +33,8 @@ struct Span {
 /// Spans of ownership by address.
 ///
 /// Of several pods that claim an address the one that began last has it from then on: a pod that has ended, or is about to
-/// be deleted, keeps its address in the API until it is gone.
+/// be deleted, keeps its address in the API until it is gone. Who had it at a time of which that cannot be said is not
+/// guessed: after an owner's end the address is nobody's, for it may be the next one's before we hear of that.
 #[derive(Debug, Default)]
 pub(crate) struct Spans {
     by_address: HashMap<IpAddr, Vec<Span>>,
@@ -33,17 +43,26 @@ pub(crate) struct Spans {
 
 impl Spans {
     /// `uid` has the address from then on (or had it all along, if that is known already). Whether that changed anything.
-    pub(crate) fn claim(&mut self, address: IpAddr, uid: &Arc<str>, from: u64) -> bool {
+    pub(crate) fn claim(&mut self, address: IpAddr, uid: &Arc<str>, from: u64, certainty: Certainty) -> bool {
         let spans = self.by_address.entry(address).or_default();
         // After its end it is another ownership: the address may have been another's meanwhile.
         let known = spans.iter().rposition(|span| span.uid == *uid);
         if let Some(index) = known.filter(|&index| from < spans[index].to) {
-            let earliest = index.checked_sub(1).map_or(0, |before| spans[before].from);
+            // Not before whom it followed: times may be rounded down.
+            let bound = index.checked_sub(1).map_or(0, |before| spans[before].from);
             let span = &mut spans[index];
-            let changed = span.to != OPEN;
-            // The earliest that anybody saw, but not before whom it followed: times may be rounded down.
-            span.from = span.from.min(from.max(earliest));
+            let before = (span.to, span.from, span.certainty);
+            span.earliest = span.earliest.min(from);
+            match (span.certainty, certainty) {
+                (Certainty::Seen, Certainty::Told) => {}
+                (Certainty::Told, Certainty::Seen) => (span.from, span.certainty) = (from, certainty),
+                _ => span.from = span.from.min(from.max(bound)),
+            }
             span.to = OPEN;
+            let changed = before != (span.to, span.from, span.certainty);
+            if changed {
+                spans.sort_by_key(|span| span.from);
+            }
             return changed;
         }
         self.claims += 1;
@@ -51,19 +70,13 @@ impl Spans {
         let span = Span {
             uid: uid.clone(),
             from,
+            certainty,
+            earliest: from,
             to: OPEN,
             claim: self.claims,
         };
         spans.insert(at, span);
         true
-    }
-
-    /// Whether `uid` is known to have the address now.
-    pub(crate) fn has(&self, address: IpAddr, uid: &str) -> bool {
-        self.by_address
-            .get(&address)
-            .and_then(|spans| spans.last())
-            .is_some_and(|span| &*span.uid == uid && span.to == OPEN)
     }
 
     /// `uid` has the address no more. An earlier end that is known stays.
@@ -78,19 +91,19 @@ impl Spans {
     pub(crate) fn at(&self, address: IpAddr, time: u64) -> Option<(&Arc<str>, u64)> {
         let spans = self.by_address.get(&address)?;
         let next = spans.partition_point(|span| span.from <= time);
-        let before = next.checked_sub(1).map(|index| &spans[index]);
-        let holder = match (before, spans.get(next)) {
-            (Some(span), _) if time < span.to => span,
-            // Between two: what is nearer, each within its bound.
-            (before, after) => {
-                let late = before.filter(|span| time - span.to < GRACE);
-                let early = after.filter(|span| span.from - time <= LEAD);
-                match (late, early) {
-                    (Some(late), Some(early)) if early.from - time < time - late.to => early,
-                    (Some(late), _) => late,
-                    (None, early) => early?,
-                }
+        let (before, after) = spans.split_at(next);
+        let holder = match before {
+            // In the second that its beginning was rounded down to, the one before may have had it still.
+            [.., other, span]
+                if span.certainty == Certainty::Told && time - span.from < SECOND && time < other.to =>
+            {
+                return None;
             }
+            [.., span] if time < span.to => span,
+            // It is nobody's yet, or any more: but the next one's if it may have begun.
+            _ => after.first().filter(|span| {
+                time >= span.earliest || span.certainty == Certainty::Told && span.from - time <= LEAD
+            })?,
         };
         Some((&holder.uid, holder.claim))
     }
@@ -133,6 +146,14 @@ mod tests {
         Arc::from(name)
     }
 
+    fn told(spans: &mut Spans, name: &str, from: u64) -> bool {
+        spans.claim(ADDRESS, &uid(name), from, Certainty::Told)
+    }
+
+    fn seen(spans: &mut Spans, name: &str, from: u64) -> bool {
+        spans.claim(ADDRESS, &uid(name), from, Certainty::Seen)
+    }
+
     fn at(spans: &Spans, second: u64) -> Option<&str> {
         spans.at(ADDRESS, second * SECOND).map(|(uid, _)| &**uid)
     }
@@ -140,19 +161,22 @@ mod tests {
     #[test]
     fn an_address_that_was_handed_on_belongs_to_each_in_its_time() {
         let mut spans = Spans::default();
-        assert!(spans.claim(ADDRESS, &uid("a"), 100 * SECOND));
-        assert!(!spans.claim(ADDRESS, &uid("a"), 100 * SECOND));
-        assert!(spans.claim(ADDRESS, &uid("b"), 200 * SECOND));
+        assert!(told(&mut spans, "a", 100 * SECOND));
+        assert!(!told(&mut spans, "a", 100 * SECOND));
+        assert!(told(&mut spans, "b", 200 * SECOND));
         assert_eq!(at(&spans, 96), None);
         assert_eq!(at(&spans, 98), Some("a"));
         assert_eq!(at(&spans, 199), Some("a"));
-        assert_eq!(at(&spans, 200), Some("b"));
+        // Whose this second is cannot be said.
+        assert_eq!(at(&spans, 200), None);
+        assert_eq!(at(&spans, 201), Some("b"));
         // The old one's object is deleted much later.
         spans.end(ADDRESS, "a", 300 * SECOND);
         assert_eq!(at(&spans, 250), Some("b"));
         spans.end(ADDRESS, "b", 400 * SECOND);
-        assert_eq!(at(&spans, 409), Some("b"));
-        assert_eq!(at(&spans, 411), None);
+        assert_eq!(at(&spans, 399), Some("b"));
+        // It may be the next one's, of which nobody has told yet.
+        assert_eq!(at(&spans, 400), None);
         spans.forget(350 * SECOND);
         assert_eq!(at(&spans, 150), None);
         assert_eq!(at(&spans, 250), Some("b"));
@@ -163,25 +187,24 @@ mod tests {
     #[test]
     fn a_job_that_has_ended_does_not_take_its_address_back() {
         let mut spans = Spans::default();
-        spans.claim(ADDRESS, &uid("new"), 200 * SECOND);
+        told(&mut spans, "new", 200 * SECOND);
         // Listed after the new one.
-        spans.claim(ADDRESS, &uid("job"), 100 * SECOND);
+        told(&mut spans, "job", 100 * SECOND);
         spans.end(ADDRESS, "job", 150 * SECOND);
         assert_eq!(at(&spans, 120), Some("job"));
-        assert_eq!(at(&spans, 159), Some("job"));
+        assert_eq!(at(&spans, 149), Some("job"));
         assert_eq!(at(&spans, 170), None);
         assert_eq!(at(&spans, 210), Some("new"));
-        assert!(spans.has(ADDRESS, "new") && !spans.has(ADDRESS, "job"));
     }
 
     #[test]
     fn an_address_that_came_back_is_a_new_ownership() {
         let mut spans = Spans::default();
-        spans.claim(ADDRESS, &uid("a"), 100 * SECOND);
+        told(&mut spans, "a", 100 * SECOND);
         spans.end(ADDRESS, "a", 200 * SECOND);
-        spans.claim(ADDRESS, &uid("b"), 200 * SECOND);
+        told(&mut spans, "b", 200 * SECOND);
         spans.end(ADDRESS, "b", 300 * SECOND);
-        assert!(spans.claim(ADDRESS, &uid("a"), 300 * SECOND));
+        assert!(told(&mut spans, "a", 300 * SECOND));
         for (second, holder) in [(150, "a"), (250, "b"), (350, "a")] {
             assert_eq!(at(&spans, second), Some(holder));
         }
@@ -190,11 +213,34 @@ mod tests {
     #[test]
     fn a_beginning_that_was_rounded_down_does_not_go_before_whom_it_followed() {
         let mut spans = Spans::default();
-        spans.claim(ADDRESS, &uid("short"), 200 * SECOND + 300);
+        told(&mut spans, "short", 200 * SECOND + 300);
         spans.end(ADDRESS, "short", 200 * SECOND + 600);
-        spans.claim(ADDRESS, &uid("long"), 200 * SECOND + 900);
-        spans.claim(ADDRESS, &uid("long"), 200 * SECOND);
+        told(&mut spans, "long", 200 * SECOND + 900);
+        told(&mut spans, "long", 200 * SECOND);
         assert_eq!(at(&spans, 205), Some("long"));
+    }
+
+    #[test]
+    fn what_was_seen_here_is_exact() {
+        let mut spans = Spans::default();
+        seen(&mut spans, "a", 10 * SECOND + 100);
+        // The API tells of the next one first, with its beginning rounded down, and of the end of this one rounded up.
+        told(&mut spans, "b", 10 * SECOND);
+        spans.end(ADDRESS, "a", 11 * SECOND);
+        seen(&mut spans, "b", 10 * SECOND + 500);
+        let at = |spans: &Spans, ns: u64| {
+            spans
+                .at(ADDRESS, 10 * SECOND + ns)
+                .map(|(uid, _)| uid.to_string())
+        };
+        for (ns, holder) in [(200, "a"), (499, "a"), (500, "b"), (SECOND + 1, "b")] {
+            assert_eq!(at(&spans, ns).as_deref(), Some(holder), "{ns}");
+        }
+        // Of the one before it nothing is known at all: the API's time does.
+        let mut spans = Spans::default();
+        told(&mut spans, "a", 10 * SECOND);
+        seen(&mut spans, "a", 10 * SECOND + 500);
+        assert_eq!(at(&spans, 100).as_deref(), Some("a"));
     }
 
     proptest! {
@@ -209,10 +255,12 @@ mod tests {
             shuffled.sort_by_key(|begin| begin.wrapping_mul(order | 1));
             let mut spans = Spans::default();
             for begin in &shuffled {
-                spans.claim(ADDRESS, &uid(&begin.to_string()), begin * SECOND);
+                told(&mut spans, &begin.to_string(), begin * SECOND);
             }
             let expected = begins.iter().rev().find(|begin| **begin <= time)
                 .or_else(|| begins.iter().find(|begin| **begin <= time + 3))
+                // The second in which one has begun and the one before not ended.
+                .filter(|begin| **begin != time || begins[0] == time)
                 .map(u64::to_string);
             prop_assert_eq!(at(&spans, time).map(str::to_owned), expected);
         }

@@ -36,6 +36,8 @@ pub(crate) struct Flow {
     pub(crate) via: ViaId,
     /// The last drain interval in which it did anything.
     pub(crate) last_seq: u32,
+    /// Unix milliseconds of its last packet, the low 32 bits.
+    pub(crate) last_ms: u32,
     /// Tells this flow from earlier ones with the same id.
     pub(crate) generation: u32,
     flags: u8,
@@ -59,6 +61,7 @@ impl Flow {
             point: PointId::UNNAMED,
             via: ViaId::STRAIGHT,
             last_seq: 0,
+            last_ms: 0,
             generation: 0,
             flags: identity.flags(),
         }
@@ -204,6 +207,7 @@ impl FlowTable {
             point,
             via: ViaId::STRAIGHT,
             last_seq: 0,
+            last_ms: 0,
             generation: self.generation,
             flags: identity.flags(),
         };
@@ -247,6 +251,7 @@ impl FlowTable {
                 point: PointId::UNNAMED,
                 via: ViaId::STRAIGHT,
                 last_seq: 0,
+                last_ms: 0,
                 generation: 0,
                 flags: 0,
             };

@@ -20,6 +20,8 @@ use super::{
 };
 use crate::identity::owner::{Kind, OwnerId, OwnerTable};
 
+const MILLISECOND: u64 = 1_000_000;
+
 /// Bounds of a [`History`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HistoryLimits {
@@ -312,14 +314,16 @@ impl History {
             && owners.get(flow.peer).contradicts(&owners.get(peer))
     }
 
-    /// Flows of the last `intervals` intervals whose peer has no name, and has an address that is `wanted`: with that
-    /// address, by the id that [`History::name_peer`] takes. Cost: a look at all flows.
+    /// Flows of the last `intervals` intervals whose peer has no name, and has an address that is `wanted`: by the id that
+    /// [`History::name_peer`] takes, with that address and the Unix time of the flow's last packet (in nanoseconds, to a
+    /// millisecond, seen from `now_ns`). Cost: a look at all flows.
     pub fn nameless_peers(
         &self,
         intervals: u32,
+        now_ns: u64,
         owners: &OwnerTable,
         wanted: impl Fn(&[u8; 16]) -> bool,
-    ) -> Vec<(u32, [u8; 16])> {
+    ) -> Vec<(u32, [u8; 16], u64)> {
         let oldest = self.seq.saturating_sub(intervals);
         self.flows
             .iter()
@@ -327,7 +331,11 @@ impl History {
             .filter_map(|(id, flow)| {
                 let address = self.peer_address(flow);
                 let nameless = || flow.peer == OwnerId::UNKNOWN || owners.get(flow.peer).name().is_empty();
-                (wanted(&address) && nameless()).then_some((id, address))
+                let now_ms = (now_ns / MILLISECOND) as u32;
+                let age = u64::from(now_ms.wrapping_sub(flow.last_ms));
+                // The next whole millisecond: not before the packet.
+                let time = now_ns.saturating_sub(age.saturating_mul(MILLISECOND));
+                (wanted(&address) && nameless()).then_some((id, address, time))
             })
             .collect()
     }
@@ -443,7 +451,11 @@ impl History {
     }
 
     fn record(&mut self, id: u32, delta: &Delta) {
-        self.flows.get_mut(id).last_seq = self.seq;
+        let flow = self.flows.get_mut(id);
+        flow.last_seq = self.seq;
+        if delta.has_packets() {
+            flow.last_ms = (delta.last_ns / MILLISECOND) as u32;
+        }
         self.open.batch.push((id, *delta));
         if self.open.batch.len() >= BATCH {
             self.encode_batch();

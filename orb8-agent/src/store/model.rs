@@ -930,7 +930,7 @@ fn names_that_come_late_are_those_of_the_past_too() {
     assert!(history.totals().unattributed().all(|reason| reason.packets == 0));
 
     let remote = key(1000, true).dst;
-    let found = history.nameless_peers(10, &owners, |address| *address == remote);
+    let found = history.nameless_peers(10, 0, &owners, |address| *address == remote);
     assert_eq!(found.len(), 1);
     let peer = owners.intern(pod("2", "shop/db"));
     history.name_peer(found[0].0, peer);

@@ -124,17 +124,15 @@ impl Follower {
         if reused {
             self.core.barrier().await;
         }
+        // Nothing that it counts is stored before it is known.
+        let mut points = lock(&self.core.points);
         let attached = self.attach(&interface);
         match &attached {
             Ok(_) => debug!(interface = interface.name, role = ?interface.role, "observed"),
             Err(reason) => warn!(interface = interface.name, reason, "not observed"),
         }
-        let owner = {
-            let mut names = lock(&self.core.names);
-            names.identity.interface_came(&interface);
-            names.interface_owner(&interface)
-        };
-        lock(&self.core.points).insert(Point::new(interface, owner, attached));
+        let owner = lock(&self.core.names).newcomer_owner(&interface);
+        points.insert(Point::new(interface, owner, attached));
     }
 
     fn attach(&self, interface: &Interface) -> Result<super::attach::Attachment, String> {
