@@ -272,13 +272,13 @@ impl Identity {
         attributed(resident, Attribution::Veth)
     }
 
-    /// Whether an interface still leads to the namespace that it is said to: the kernel gives a namespace's id to another
-    /// one while the interfaces of the first are still going. Ask this after [`Identity::interface_owner`]: if it is so
-    /// now, it was so then. One system call.
-    pub fn is_current(&mut self, interface: &Interface) -> bool {
-        interface.role != Role::Workload
-            || interface.peer_netnsid.is_none()
-            || self.namespaces.peer_of(interface.ifindex) == interface.peer_netnsid
+    /// Whether what [`Identity::interface_owner`] said is certain. Ask before a name is given for good: the kernel gives
+    /// the ids by which namespaces are found again, at once. Some system calls.
+    pub fn confirms(&mut self, interface: &Interface) -> bool {
+        interface.role == Role::Uplink
+            || interface
+                .peer_netnsid
+                .is_some_and(|nsid| self.namespaces.confirms(nsid, interface.ifindex))
     }
 
     /// An interface has come: what its namespace's id meant before is past.

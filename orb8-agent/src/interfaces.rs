@@ -16,14 +16,6 @@ mod pattern;
 mod table;
 mod watcher;
 
-/// Id of the namespace at the other end of an interface, as the kernel says now.
-///
-/// # Errors
-/// If there is no such interface, or netlink fails.
-pub(crate) fn peer_netnsid(route: &mut Socket, ifindex: u32) -> io::Result<Option<i32>> {
-    Ok(link::ask(route, ifindex)?.and_then(|link| link.interface.peer_netnsid))
-}
-
 /// How frames on an interface begin.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum LinkLayer {

@@ -63,32 +63,28 @@ impl Names {
         }
     }
 
-    /// Owner of what an interface carries; see [`Identity::interface_owner`].
-    pub(crate) fn interface_owner(&mut self, interface: &Interface) -> Owner {
-        let owner = self.identity.interface_owner(interface);
-        self.named_or_numbered(owner)
+    /// Owner of what an interface carries, if that is known, for certain, better than `so_far`; see
+    /// [`Identity::interface_owner`]. A name that is known is given up for a better one only: the process it was found by
+    /// may end before its interface does.
+    pub(crate) fn interface_owner(&mut self, interface: &Interface, so_far: &Owner) -> Option<Owner> {
+        if so_far.pod.is_some() {
+            // No other pod will have this interface.
+            return self.better(so_far);
+        }
+        let local = self.identity.interface_owner(interface);
+        let owner = self.better(&local).unwrap_or(local);
+        let better = certainty(&owner) > certainty(so_far) && self.identity.confirms(interface);
+        better.then_some(owner)
     }
 
-    /// Owner of what an interface carries that has just come. It may have gone again.
-    pub(crate) fn newcomer_owner(&mut self, interface: &Interface) -> Owner {
-        self.identity.interface_came(interface);
-        let mut owner = self.identity.interface_owner(interface);
-        if !self.identity.is_current(interface) {
-            owner = Owner {
-                kind: Kind::Process,
-                ..Owner::default()
-            };
+    /// Somebody of whom nothing is known yet, so that what is counted meanwhile can be named later.
+    pub(crate) fn nameless(&mut self) -> Owner {
+        self.nameless += 1;
+        Owner {
+            kind: Kind::Process,
+            nameless: self.nameless,
+            ..Owner::default()
         }
-        self.named_or_numbered(owner)
-    }
-
-    fn named_or_numbered(&mut self, mut owner: Owner) -> Owner {
-        if owner.kind == Kind::Process && owner.name().is_empty() && owner.pod.is_none() {
-            // So that what is counted meanwhile can be named later.
-            self.nameless += 1;
-            owner.nameless = self.nameless;
-        }
-        self.better(&owner).unwrap_or(owner)
     }
 
     /// Owner of a socket; see [`Identity::socket_owner`].
@@ -365,6 +361,19 @@ fn only_container(pod: &Pod) -> String {
     match &pod.containers[..] {
         [container] => container.name.clone(),
         _ => String::new(),
+    }
+}
+
+/// How well an interface's owner is known.
+fn certainty(owner: &Owner) -> u8 {
+    match owner {
+        owner if owner.named_pod().is_some() => 6,
+        owner if owner.pod.is_some() => 5,
+        owner if !owner.container.is_empty() => 4,
+        owner if !owner.unit.is_empty() => 3,
+        owner if !owner.netns.is_empty() => 2,
+        // Of the host's own interfaces there is no more to know.
+        owner => u8::from(!owner.name().is_empty() || owner.kind == Kind::Host),
     }
 }
 

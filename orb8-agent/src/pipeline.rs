@@ -205,6 +205,7 @@ impl Enricher {
             drop(in_use);
             owners.rename_each(|owner| names.better(owner));
             if let Some(cluster) = &names.cluster {
+                cluster.expire(unix_now_ns());
                 history.remove_ended(|labels| {
                     !labels.pod.is_empty()
                         && cluster
@@ -497,14 +498,14 @@ pub(crate) fn name_points(points: &mut Points, names: &mut Names, owners: &mut O
         if !point.is_present() {
             continue;
         }
-        let owner = names.interface_owner(&point.interface);
-        // Who lives in a namespace often comes after its interface. A name that is known is given up for a better one
-        // only: the process it was found by may end before its interface does.
-        if certainty(&owner) > certainty(&point.owner) && names.identity.is_current(&point.interface) {
+        // Who lives in a namespace often comes after its interface.
+        if let Some(owner) = names.interface_owner(&point.interface, &point.owner) {
             // The owner so far stood for this namespace alone.
             let before = &point.owner;
             let named = before.pod.is_some() || !before.netns.is_empty();
-            if before.nameless != 0 || owner.pod.is_some() && named {
+            // An id that no flow named may have been given to somebody else.
+            let its_own = *owners.get(point.owner_id) == *before;
+            if its_own && (before.nameless != 0 || owner.pod.is_some() && named) {
                 owners.rename(point.owner_id, owner.clone());
             } else {
                 point.owner_id = owners.intern(owner.clone());
@@ -514,18 +515,6 @@ pub(crate) fn name_points(points: &mut Points, names: &mut Names, owners: &mut O
         if *owners.get(point.owner_id) != point.owner {
             point.owner_id = owners.intern(point.owner.clone());
         }
-    }
-}
-
-/// How well an interface's owner is known.
-fn certainty(owner: &Owner) -> u8 {
-    match owner {
-        owner if owner.named_pod().is_some() => 6,
-        owner if owner.pod.is_some() => 5,
-        owner if !owner.container.is_empty() => 4,
-        owner if !owner.unit.is_empty() => 3,
-        owner if !owner.netns.is_empty() => 2,
-        owner => u8::from(!owner.name().is_empty()),
     }
 }
 

@@ -24,7 +24,6 @@ use super::{
     processes::{pids, read_comm},
 };
 use crate::{
-    interfaces::peer_netnsid,
     netlink::{Attributes, Socket, push_u32, read_u32},
     probe::kernel_clock::unix_now_ns,
 };
@@ -32,6 +31,10 @@ use crate::{
 /// Attributes of `RTM_GETNSID` (include/uapi/linux/net_namespace.h).
 const NETNSA_NSID: u16 = 1;
 const NETNSA_FD: u16 = 3;
+/// Attributes of `RTM_GETLINK` (include/uapi/linux/if_link.h, rtnetlink.h).
+const IFLA_EXT_MASK: u16 = 29;
+const IFLA_LINK_NETNSID: u16 = 37;
+const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 /// `IFA_TARGET_NETNSID` (include/uapi/linux/if_addr.h).
 const IFA_TARGET_NETNSID: u16 = 10;
 /// Processes looked at in one namespace.
@@ -79,6 +82,10 @@ struct Namespace {
     representative: Option<Representative>,
     /// When the first known process of its pod started (clock ticks since boot).
     inhabited: Option<u64>,
+    /// The file of its name, where it has one.
+    path: Option<PathBuf>,
+    /// Its processes at the last look.
+    residents: Vec<u32>,
     addresses: Vec<IpAddr>,
     seen_first: Instant,
     seen_last: Instant,
@@ -174,20 +181,75 @@ impl Namespaces {
         self.found.get(inode).map(|namespace| &namespace.owner)
     }
 
-    /// Forgets who has an id: an interface with it has just come, and the kernel gives ids again.
-    pub(crate) fn forget_nsid(&mut self, nsid: i32) {
-        self.by_nsid.remove(&nsid);
-        for namespace in self.found.values_mut() {
-            if namespace.nsid == Some(nsid) {
-                namespace.nsid = None;
+    /// An interface with this id has just come: forgets the namespaces that had it and are gone, since the kernel gives
+    /// ids again.
+    pub(crate) fn forget_nsid(&mut self, id: i32) {
+        let with_id: Vec<u64> = self
+            .found
+            .iter()
+            .filter(|(_, namespace)| namespace.nsid == Some(id))
+            .map(|(&inode, _)| inode)
+            .collect();
+        for inode in with_id {
+            if !self.still_has(inode, id) {
+                self.found.remove(&inode);
             }
+        }
+        if self
+            .by_nsid
+            .get(&id)
+            .is_some_and(|inode| !self.found.contains_key(inode))
+        {
+            self.by_nsid.remove(&id);
         }
         self.stale = true;
     }
 
-    /// Id of the namespace that an interface leads to now.
-    pub(crate) fn peer_of(&mut self, ifindex: u32) -> Option<i32> {
-        peer_netnsid(&mut self.route, ifindex).ok().flatten()
+    /// Whether the namespace that is known by this inode is the one that has the id now.
+    fn still_has(&mut self, inode: u64, id: i32) -> bool {
+        let Some(namespace) = self.found.get(&inode) else {
+            return false;
+        };
+        let alive = namespace
+            .representative
+            .as_ref()
+            .filter(|representative| representative.is_alive(&self.proc_root))
+            .map(|representative| self.proc_root.join(format!("{}/ns/net", representative.pid)));
+        let Some(file) = alive.or_else(|| namespace.path.clone()) else {
+            return false;
+        };
+        self.id_of(&file, inode) == Some(id)
+    }
+
+    /// The id of the namespace behind a file, if it has this inode.
+    fn id_of(&mut self, file: &Path, inode: u64) -> Option<i32> {
+        let file = File::open(file).ok()?;
+        // The process may have gone elsewhere, or its number to another.
+        (file.metadata().ok()?.ino() == inode).then_some(())?;
+        nsid(&mut self.route, &file).ok()?
+    }
+
+    /// Whether what [`Namespaces::by_nsid`] says of an id is true of the interface that had it when it was last told of.
+    /// The kernel takes a namespace's id away before its interfaces, and gives it to the next one. Cost: four system
+    /// calls, one of which waits while others change interfaces.
+    pub(crate) fn confirms(&mut self, id: i32, ifindex: u32) -> bool {
+        // In this order: an id that the interface still has is nobody else's before.
+        let known = self.by_nsid.get(&id).copied();
+        known.is_some_and(|inode| self.still_has(inode, id)) && self.id_behind(ifindex) == Some(id)
+    }
+
+    /// The id of the namespace where an interface's other end is.
+    fn id_behind(&mut self, ifindex: u32) -> Option<i32> {
+        // struct ifinfomsg: family, type, index, flags, change.
+        let mut body = vec![0; 16];
+        body[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+        push_u32(&mut body, IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+        let answer = self.route.request(libc::RTM_GETLINK, &body, |message| {
+            Attributes::at(message.payload, 16)
+                .find(|(kind, _)| *kind == IFLA_LINK_NETNSID)
+                .and_then(|(_, value)| read_u32(value, 0))
+        });
+        answer.ok()?.map(u32::cast_signed)
     }
 
     /// Looks at the namespace of a process that has just started. Whether it is another one than ours.
@@ -339,27 +401,16 @@ impl Namespaces {
             pids.iter()
                 .map(|pid| self.proc_root.join(format!("{pid}/ns/net"))),
         );
-        let nsid = files.iter().find_map(|file| {
-            let file = File::open(file).ok()?;
-            // The process may have gone elsewhere, or its number to another.
-            (file.metadata().ok()?.ino() == inode).then_some(())?;
-            nsid(&mut self.route, &file).ok()
-        });
-        let nsid = nsid.flatten();
+        let nsid = files.iter().find_map(|file| self.id_of(file, inode));
         if let Some(nsid) = nsid {
             self.by_nsid.insert(nsid, inode);
         }
 
-        let before = self.found.remove(&inode);
-        // The kernel gives inodes and ids again: with another id or name, or with nobody who was there before, it is another
-        // namespace.
-        let before = before.filter(|before| {
-            let same_name = named.map_or("", |named| &named.name) == before.owner.netns;
-            let resident = before.representative.as_ref();
-            resident
-                .is_some_and(|resident| pids.contains(&resident.pid) && resident.is_alive(&self.proc_root))
-                || same_name && before.nsid.is_some() && before.nsid == nsid
-                || same_name && named.is_some()
+        let before = self.found.remove(&inode).filter(|before| {
+            // Inodes are given again, and so are ids. The same namespace has somebody or a name all the time.
+            let same_name = named.is_some_and(|named| named.name == before.owner.netns);
+            let same_id = before.nsid.is_none() || before.nsid == nsid;
+            same_id && (same_name || before.residents.iter().any(|pid| pids.contains(pid)))
         });
         let known = before.as_ref().and_then(|before| before.representative.as_ref());
         let (representative, mut inhabited) = match known {
@@ -402,6 +453,7 @@ impl Namespaces {
             .unwrap_or_default();
         let seen_first = before.as_ref().map_or(now, |before| before.seen_first);
         let fresh = full || seen_first.elapsed() < YOUNG;
+        let before_path = before.as_ref().map(|before| before.path.clone());
         let addresses = match before {
             Some(before) if !fresh => before.addresses,
             _ => self.addresses(nsid, pids),
@@ -413,6 +465,10 @@ impl Namespaces {
                 owner,
                 representative,
                 inhabited,
+                path: named
+                    .map(|named| named.path.clone())
+                    .or_else(|| before_path.flatten()),
+                residents: pids.to_vec(),
                 addresses,
                 seen_first,
                 seen_last: now,

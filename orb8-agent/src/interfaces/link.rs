@@ -1,9 +1,7 @@
 //! Reading rtnetlink's link and route messages.
 
-use std::io;
-
 use super::{Counters, Interface, LinkLayer, Role};
-use crate::netlink::{Attributes, Socket, read_u16, read_u32, read_u64};
+use crate::netlink::{Attributes, read_u16, read_u32, read_u64};
 
 /// Attributes of `RTM_NEWLINK` (include/uapi/linux/if_link.h).
 const IFLA_ADDRESS: u16 = 1;
@@ -82,17 +80,6 @@ pub(super) fn read_link(payload: &[u8]) -> Option<Link> {
         }
     }
     Some(link)
-}
-
-/// What the kernel says of one interface now.
-///
-/// # Errors
-/// If there is none with that number, or netlink fails.
-pub(super) fn ask(route: &mut Socket, ifindex: u32) -> io::Result<Option<Link>> {
-    // struct ifinfomsg.
-    let mut request = [0; 16];
-    request[4..8].copy_from_slice(&ifindex.to_ne_bytes());
-    route.request(libc::RTM_GETLINK, &request, |message| read_link(message.payload))
 }
 
 /// Reads `struct rtnl_link_stats64`.

@@ -16,7 +16,7 @@ use tracing::debug;
 
 use super::{
     Change, InterfaceError,
-    link::{self, Link, default_route, read_link},
+    link::{Link, default_route, read_link},
     table::Table,
 };
 use crate::netlink::Socket;
@@ -239,7 +239,11 @@ impl Worker {
             self.table.listed(links, changes);
         }
         for ifindex in std::mem::take(&mut self.moved) {
-            let link = link::ask(&mut self.requests, ifindex);
+            let mut request = vec![0; 16];
+            request[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+            let link = self
+                .requests
+                .request(libc::RTM_GETLINK, &request, |message| read_link(message.payload));
             // As a rule it is gone as well, and its own notification says so.
             if let Ok(Some(link)) = link {
                 self.table.seen(link, changes);

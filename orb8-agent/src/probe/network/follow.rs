@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     core::{Core, lock},
+    identity::owner::Owner,
     interfaces::{
         self, Change, Interface, InterfaceError, InterfacePattern, InterfaceWatcher, LinkLayer, Role,
     },
@@ -131,7 +132,12 @@ impl Follower {
             Ok(_) => debug!(interface = interface.name, role = ?interface.role, "observed"),
             Err(reason) => warn!(interface = interface.name, reason, "not observed"),
         }
-        let owner = lock(&self.core.names).newcomer_owner(&interface);
+        let owner = {
+            let mut names = lock(&self.core.names);
+            names.identity.interface_came(&interface);
+            let owner = names.interface_owner(&interface, &Owner::default());
+            owner.unwrap_or_else(|| names.nameless())
+        };
         points.insert(Point::new(interface, owner, attached));
     }
 
