@@ -243,7 +243,6 @@ impl Agent {
             conntrack: open_conntrack(settings),
             dns: DnsNames::new(DnsLimits::default()),
             identity,
-            nameless: 0,
         };
         let has_cluster = membership.cluster().is_some();
         let arrival = names.identity.cgroups().map(Cgroups::arrival);
@@ -310,6 +309,7 @@ impl Agent {
             watcher,
             patterns: settings.interface.clone(),
             mechanism,
+            nameless: 0,
         };
         follower.first().await?;
         agent.tasks.push(tokio::spawn(follower.run(stop.clone())));
@@ -474,10 +474,10 @@ async fn meet_newcomers(core: Arc<Core>, arrival: Arc<Notify>, stop: Cancellatio
                 () = tokio::time::sleep(wait) => {}
             }
             let more = {
-                let mut points = lock(&core.points);
-                let mut names = lock(&core.names);
-                let (met, more) = names.identity.meet_newcomers();
+                let (met, more) = lock(&core.names).meet_newcomers(unix_now_ns());
                 if met {
+                    let mut points = lock(&core.points);
+                    let mut names = lock(&core.names);
                     let mut store = lock(&core.store);
                     name_points(&mut points, &mut names, &mut store.owners);
                 }
