@@ -1,5 +1,9 @@
 //! What can be typed. Each option is defined once, here; what it means is resolved in the module that uses it.
 
+mod syscall;
+
+pub(crate) use syscall::*;
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::{
@@ -15,6 +19,7 @@ First steps:
   sudo orb8 top               live: who talks, how much
   sudo orb8 flows             observe for 5 seconds, then show every flow
   sudo orb8 trace network     new connections as they happen
+  sudo orb8 syscalls          observe for 5 seconds, then show who called the kernel, and how often
 No agent is needed: each loads the probes for as long as it runs, and detaches them after.
 
 With an agent, which keeps recent history, so that answers come at once (`sudo orb8-agent`):
@@ -26,11 +31,12 @@ In a Kubernetes cluster, through your kubeconfig, as kubectl does it:
   orb8 flows -A               who talks to whom, all namespaces, all nodes
   orb8 flows --edges -n shop  each flow once: what was sent, what arrived, what got lost
   orb8 pods -A                every pod, and whether its traffic can be told apart
+  orb8 syscalls -A --by pod   what each pod asks of the kernel; --waits: what it waits for
 
 Who answers, the first that is there: --agent or ORB8_AGENT; --standalone; --context and the other
 options of a cluster; the agent at 127.0.0.1:9090; the agents of the kubeconfig's current cluster,
-through its API server (pods that are labelled app.kubernetes.io/name=orb8-agent; needs the rights to
-list pods and to create pods/portforward in their namespace); else standalone.
+through its API server (pods that are labelled app.kubernetes.io/name=orb8-agent; needs the rights
+to list pods and to create pods/portforward in their namespace); else standalone.
 
 Exit codes: 0 done, 1 failed, 2 bad usage, 3 partial answer with --strict.";
 
@@ -169,8 +175,14 @@ pub(crate) enum Command {
     Flows(Box<FlowsArgs>),
     /// Pods, and what is known of each: interfaces, cgroups, and whether its traffic can be told apart
     Pods(PodsArgs),
+    /// System calls: what each pod asks of the kernel, how often, how it ended and how long it took
+    Syscalls(Box<SyscallsArgs>),
+    /// Show or switch what the agents measure of system calls: nothing, counts, or errors and times too
+    SyscallMode(SyscallModeArgs),
     /// Events as they happen
     Trace(TraceArgs),
+    /// Profiles made of what was seen
+    Profile(ProfileArgs),
     /// Live screen: owners by rate, and their peers
     Top(TopArgs),
     /// Check whether this machine can run the probes, and say what to do
@@ -221,8 +233,8 @@ pub(crate) struct DoctorArgs {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Filters (run in the agent)")]
 pub(crate) struct ScopeArgs {
-    /// Kubernetes namespace of either end [default: the context's, if the answer comes through a kubeconfig, else
-    /// all]; repeat or separate by commas
+    /// Kubernetes namespace (of flows: of either end) [default: the context's, if the answer comes through a
+    /// kubeconfig, else all]; repeat or separate by commas
     #[arg(
         long, short, value_name = "NAME", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new(),
         conflicts_with = "all_namespaces"
@@ -401,6 +413,8 @@ pub(crate) struct TraceArgs {
 pub(crate) enum TraceFamily {
     /// New flows, TCP SYN, FIN and RST
     Network(TraceNetworkArgs),
+    /// Calls that matter one by one (execve, mount, ptrace…), and changes of what a workload calls
+    Syscalls(TraceSyscallsArgs),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,6 +1,6 @@
 //! What was lost, in sentences: the end of every answer.
 
-use orb8_proto::v1::{FlowSummary, LedgerRow};
+use orb8_proto::v1::{FlowSummary, LedgerRow, SyscallSummary};
 
 use crate::humanise;
 
@@ -18,6 +18,16 @@ impl Losses {
             return Self {
                 sentences: vec!["the answer ended without its summary: it may be partial".to_owned()],
             };
+        };
+        let mut losses = Self::of_ledger(&summary.ledger);
+        losses.sentences.extend(summary.notes.iter().cloned());
+        losses
+    }
+
+    /// Of an answer about system calls. `None`: it came without a summary.
+    pub(crate) fn of_syscalls(summary: Option<&SyscallSummary>) -> Self {
+        let Some(summary) = summary else {
+            return Self::of_answer(None);
         };
         let mut losses = Self::of_ledger(&summary.ledger);
         losses.sentences.extend(summary.notes.iter().cloned());

@@ -2,8 +2,9 @@
 
 use std::fs;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use orb8_agent::{Agent, Listen, settings::Settings};
+use orb8_proto::v1::{SetSyscallModeRequest, SyscallMode, orbit_service_client::OrbitServiceClient};
 use tonic::transport::Channel;
 
 /// What the probes of one command observe.
@@ -11,6 +12,8 @@ use tonic::transport::Channel;
 pub(crate) struct StandaloneOptions {
     /// Names or patterns of interfaces that are observed beside the workloads' own.
     pub(crate) interfaces: Vec<String>,
+    /// What is measured of system calls.
+    pub(crate) syscalls: SyscallMode,
 }
 
 /// A running agent of this process. [`Standalone::stop`] detaches its probes.
@@ -39,7 +42,26 @@ impl Standalone {
             .map(|pattern| pattern.parse())
             .collect::<Result<_, _>>()?;
         let agent = Agent::start(&settings, Listen::InProcess).await?;
-        Ok(Self { agent })
+        let standalone = Self { agent };
+        if let Err(error) = standalone.set_syscall_mode(options.syscalls).await {
+            standalone.stop().await?;
+            return Err(error);
+        }
+        Ok(standalone)
+    }
+
+    /// Switches the syscall probe.
+    async fn set_syscall_mode(&self, mode: SyscallMode) -> anyhow::Result<()> {
+        let request = SetSyscallModeRequest { mode: mode.into() };
+        match OrbitServiceClient::new(self.channel())
+            .set_syscall_mode(request)
+            .await
+        {
+            Ok(_) => Ok(()),
+            // What cannot run need not be switched off.
+            Err(_) if mode == SyscallMode::Off => Ok(()),
+            Err(status) => Err(anyhow::anyhow!("{}", status.message())).context("loading the syscall probe"),
+        }
     }
 
     /// A connection to the agent, in memory.

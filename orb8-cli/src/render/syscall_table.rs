@@ -1,0 +1,319 @@
+//! System calls as tables.
+
+use orb8_proto::v1::{SyscallChange, SyscallKind, SyscallRow};
+
+use super::table::{Cell, Column, Table};
+use crate::{
+    humanise,
+    query::syscall::seconds,
+    sanitise,
+    syscall::{self, WAITS},
+    terminal::{Style, Tone},
+    timestamp,
+};
+
+/// Errors that are named in a cell.
+const ERRORS: usize = 2;
+/// Columns that are left out where no row has a value.
+const OPTIONAL: [&str; 6] = ["NODE", "OWNER", "SYSCALL", "CATEGORY", "CALLS/s", "LAST"];
+
+/// What is shown beside counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct View {
+    pub(crate) errors: bool,
+    pub(crate) latency: bool,
+    pub(crate) waits: bool,
+    pub(crate) changes: bool,
+    /// Whether rows are told apart by node.
+    pub(crate) node: bool,
+}
+
+/// The table that fits the terminal. `span`: seconds that the answer covers.
+pub(crate) fn narrow(rows: &[SyscallRow], view: View, span: f64, style: &Style) -> String {
+    if view.waits {
+        return waits(rows, view, style);
+    }
+    if view.changes {
+        return changes(rows, view, style);
+    }
+    let mut columns = vec![
+        Column::name("NODE", 6),
+        Column::workload("OWNER", 13),
+        Column::name("SYSCALL", 8),
+        Column::name("CATEGORY", 8),
+        Column::number("CALLS"),
+        Column::number("CALLS/s"),
+    ];
+    if view.errors {
+        columns.extend([Column::number("FAILED"), Column::name("ERRORS", 12)]);
+    }
+    if view.latency {
+        columns.extend([
+            Column::number("TIME"),
+            Column::number("P50"),
+            Column::number("P99"),
+        ]);
+    }
+    let mut table = Table::new(columns);
+    let category = !view.errors && !view.latency || rows.iter().all(|row| row.syscall.is_empty());
+    for row in rows {
+        let mut cells = vec![
+            node(row, view),
+            owner(row),
+            call(row),
+            Cell::new(if category { &*row.category } else { "" }),
+            Cell::new(humanise::count(row.count)),
+            Cell::new(if span > 0.0 && !(view.errors && view.latency) {
+                humanise::small_rate(row.count as f64 / span)
+            } else {
+                String::new()
+            }),
+        ];
+        if view.errors {
+            cells.extend([failed(row), errors(row)]);
+        }
+        if view.latency {
+            cells.extend(latency(row, style));
+        }
+        table.row(cells);
+    }
+    table.without_empty(&OPTIONAL).render(Some(style.width), style)
+}
+
+/// The table with all columns, however wide.
+pub(crate) fn wide(rows: &[SyscallRow], style: &Style) -> String {
+    let mut columns = [
+        "FIRST", "LAST", "NODE", "OWNER", "OWNER-BY", "WORKLOAD", "CGROUP", "SYSCALL", "CATEGORY",
+    ]
+    .map(Column::text)
+    .to_vec();
+    columns.extend(["NUMBER", "CALLS", "RETURNED", "FAILED"].map(Column::number));
+    columns.push(Column::text("ERRORS"));
+    columns.extend(["TIME", "P50", "P99"].map(Column::number));
+    columns.extend(["NETWORK", "DISK", "FUTEX", "POLL", "SLEEP", "OTHER"].map(Column::number));
+    columns.push(Column::text("CHANGE"));
+    let mut table = Table::new(columns);
+    for row in rows {
+        let end = row.owner.clone().unwrap_or_default();
+        let measured = syscall::is_measured(row);
+        let all: Vec<String> = syscall::errors(row)
+            .into_iter()
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect();
+        let mut cells = vec![
+            Cell::new(timestamp::date_clock(row.first.as_ref())),
+            Cell::new(timestamp::date_clock(row.last.as_ref())),
+            Cell::new(&row.node),
+            owner(row),
+            Cell::new(if end == Default::default() {
+                String::new()
+            } else {
+                super::flow_json::attribution(end.attribution())
+            }),
+            Cell::new(&end.workload),
+            Cell::new(&end.cgroup),
+            call(row),
+            Cell::new(&row.category),
+            Cell::new(number(row).map(|n| n.to_string()).unwrap_or_default()),
+            Cell::new(row.count.to_string()),
+            Cell::new(if measured {
+                row.returned.to_string()
+            } else {
+                String::new()
+            }),
+            failed(row),
+            Cell::new(all.join(", ")),
+        ];
+        cells.extend(latency(row, style));
+        cells.extend(WAITS.map(|class| {
+            Cell::new(
+                syscall::wait(row, class)
+                    .map(|(ns, _)| humanise::nanos(ns, style.utf8))
+                    .unwrap_or_default(),
+            )
+        }));
+        cells.push(Cell::new(
+            row.change
+                .as_ref()
+                .map(|change| format!("{}: {}", kind(change).to_lowercase(), change.explanation))
+                .unwrap_or_default(),
+        ));
+        table.row(cells);
+    }
+    let shown = [
+        "FIRST", "LAST", "NODE", "OWNER", "OWNER-BY", "WORKLOAD", "CGROUP", "SYSCALL", "CATEGORY", "NUMBER",
+        "RETURNED", "FAILED", "ERRORS", "TIME", "P50", "P99", "NETWORK", "DISK", "FUTEX", "POLL", "SLEEP",
+        "OTHER", "CHANGE",
+    ];
+    table.without_empty(&shown).render(None, style)
+}
+
+/// What callers wait for.
+fn waits(rows: &[SyscallRow], view: View, style: &Style) -> String {
+    let mut columns = vec![
+        Column::name("NODE", 6),
+        Column::workload("OWNER", 13),
+        Column::number("TIME"),
+    ];
+    columns.extend(["NETWORK", "DISK", "FUTEX", "POLL", "SLEEP", "OTHER"].map(Column::number));
+    let mut table = Table::new(columns);
+    for row in rows {
+        let measured = !row.waits.is_empty();
+        let times = WAITS.map(|class| syscall::wait(row, class).map_or(0, |(ns, _)| ns));
+        let all = times.iter().fold(0_u64, |sum, ns| sum.saturating_add(*ns));
+        let mut cells = vec![node(row, view), owner(row)];
+        cells.push(Cell::new(if measured {
+            humanise::nanos(all, style.utf8)
+        } else {
+            "-".to_owned()
+        }));
+        cells.extend(times.map(|ns| match ns {
+            _ if !measured => Cell::new("-"),
+            0 => Cell::toned("0", Tone::Dim),
+            // The class that takes more than half is what it waits for.
+            ns if ns > all / 2 => Cell::toned(humanise::nanos(ns, style.utf8), Tone::Strong),
+            ns => Cell::new(humanise::nanos(ns, style.utf8)),
+        }));
+        table.row(cells);
+    }
+    table.without_empty(&OPTIONAL).render(Some(style.width), style)
+}
+
+/// What is new or unusual, and the numbers that say so.
+fn changes(rows: &[SyscallRow], view: View, style: &Style) -> String {
+    let anomalies = rows
+        .iter()
+        .filter_map(|row| row.change.as_ref())
+        .any(|change| change.kind() == SyscallKind::Anomalies);
+    let mut columns = vec![
+        Column::name("NODE", 6),
+        Column::workload("OWNER", 13),
+        Column::name("SYSCALL", 8),
+        Column::name("CATEGORY", 8),
+        Column::number("CALLS"),
+    ];
+    if anomalies {
+        columns.extend(["NOW/s", "USUAL/s", "SCORE"].map(Column::number));
+    } else {
+        columns.push(Column::text("SINCE"));
+    }
+    columns.push(Column::number("WATCHED"));
+    let mut table = Table::new(columns);
+    for row in rows {
+        let change = row.change.clone().unwrap_or_default();
+        let mut cells = vec![
+            node(row, view),
+            owner(row),
+            call(row),
+            Cell::new(&row.category),
+            Cell::new(humanise::count(row.count)),
+        ];
+        if anomalies {
+            cells.extend([
+                Cell::toned(humanise::small_rate(change.rate), Tone::Warn),
+                Cell::new(usual(&change, style)),
+                Cell::new(format!("{:.1}", change.score)),
+            ]);
+        } else {
+            let since = change.time.or(row.first);
+            cells.push(Cell::toned(timestamp::date_clock(since.as_ref()), Tone::Warn));
+        }
+        cells.push(Cell::new(
+            change
+                .watched
+                .as_ref()
+                .map(|watched| humanise::seconds(seconds(watched)))
+                .unwrap_or_default(),
+        ));
+        table.row(cells);
+    }
+    table.without_empty(&OPTIONAL).render(Some(style.width), style)
+}
+
+/// Why each change is one, a line each.
+pub(crate) fn explanations(rows: &[SyscallRow]) -> Vec<String> {
+    rows.iter()
+        .filter_map(|row| {
+            let change = row
+                .change
+                .as_ref()
+                .filter(|change| !change.explanation.is_empty())?;
+            let who = syscall::owner(row.owner.as_ref()).unwrap_or_default();
+            let what = [who, syscall::call(&row.syscall, row.abi())].join(" ");
+            Some(format!("{}: {}", what.trim(), change.explanation))
+        })
+        .collect()
+}
+
+/// `mean±deviation`.
+pub(crate) fn usual(change: &SyscallChange, style: &Style) -> String {
+    format!(
+        "{}{}{}",
+        humanise::small_rate(change.mean_rate),
+        if style.utf8 { "±" } else { "+-" },
+        humanise::small_rate(change.deviation)
+    )
+}
+
+/// What the change is called.
+pub(crate) fn kind(change: &SyscallChange) -> &'static str {
+    match change.kind() {
+        SyscallKind::New => "NEW",
+        SyscallKind::Anomalies => "ANOMALY",
+        SyscallKind::All => "CHANGE",
+    }
+}
+
+fn node(row: &SyscallRow, view: View) -> Cell {
+    Cell::new(if view.node { &*row.node } else { "" })
+}
+
+fn owner(row: &SyscallRow) -> Cell {
+    Cell::new(syscall::owner(row.owner.as_ref()).unwrap_or_default())
+}
+
+fn call(row: &SyscallRow) -> Cell {
+    let name = syscall::call(&row.syscall, row.abi());
+    if row.syscall == syscall::OTHER || row.syscall.starts_with('#') {
+        Cell::toned(name, Tone::Warn)
+    } else {
+        Cell::new(name)
+    }
+}
+
+/// The call's number, where the row is of one.
+pub(crate) fn number(row: &SyscallRow) -> Option<i64> {
+    (!row.syscall.is_empty() && row.syscall != syscall::OTHER).then_some(row.number)
+}
+
+fn failed(row: &SyscallRow) -> Cell {
+    match row.failed {
+        _ if !syscall::is_measured(row) => Cell::new("-"),
+        0 => Cell::new("0"),
+        failed => Cell::toned(humanise::count(failed), Tone::Warn),
+    }
+}
+
+/// The most frequent errors, and how many more there are.
+fn errors(row: &SyscallRow) -> Cell {
+    let errors = syscall::errors(row);
+    let mut words: Vec<String> = errors
+        .iter()
+        .take(ERRORS)
+        .map(|(name, count)| format!("{} {}", sanitise::line(name), humanise::count(*count)))
+        .collect();
+    if errors.len() > ERRORS {
+        words.push(format!("+{}", errors.len() - ERRORS));
+    }
+    Cell::new(words.join(", "))
+}
+
+/// Total time and percentiles; `-`: not measured.
+fn latency(row: &SyscallRow, style: &Style) -> [Cell; 3] {
+    let bound =
+        |ns: Option<u64>| Cell::new(ns.map_or_else(|| "-".to_owned(), |ns| humanise::bound(ns, style.utf8)));
+    let total = row
+        .total_ns
+        .map_or_else(|| "-".to_owned(), |ns| humanise::nanos(ns, style.utf8));
+    [Cell::new(total), bound(row.p50_ns), bound(row.p99_ns)]
+}
