@@ -22,6 +22,7 @@ mod printer;
 mod query;
 mod render;
 mod sanitise;
+mod seccomp;
 mod signals;
 mod standalone;
 mod syscall;

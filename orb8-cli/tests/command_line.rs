@@ -677,3 +677,61 @@ fn watching_calls_prints_each_interval_once() {
         .collect();
     assert_eq!(since, [since[0], since[0] + 1, since[0] + 2]);
 }
+
+/// ^C ends the watch, not the profile.
+#[test]
+fn a_profile_that_is_cut_short_holds_what_was_seen() {
+    let (agent, _) = serve(Story::Live);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("nginx.json");
+    let line = format!(
+        "profile seccomp --owner nginx.service --duration 1m --output {}",
+        file.display()
+    );
+    let mut child = spawn(&agent.to_string(), &line);
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    assert!(line.contains("watching for 1 min"), "{line}");
+    assert!(!file.exists(), "it appears when it is complete");
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(ends_within(&mut child, Duration::from_secs(5)), Some(0));
+    stderr.read_to_string(&mut line).unwrap();
+    for expected in [
+        "4 kinds of",
+        "by 1 container",
+        "no call was lost",
+        "did not see its start",
+    ] {
+        assert!(line.contains(expected), "{expected} in {line}");
+    }
+    let profile: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let names = profile["syscalls"][0]["names"].as_array().unwrap();
+    assert!(names.contains(&"epoll_wait".into()) && names.contains(&"capset".into()));
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        1,
+        "nothing else is left"
+    );
+}
+
+#[test]
+fn a_profile_is_never_made_of_nothing_and_says_what_it_misses() {
+    let (clean, _) = serve(Story::Clean);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("p.json");
+    let (code, stdout, stderr) = run(
+        &clean.to_string(),
+        &format!("profile seccomp --owner nobody --output {}", file.display()),
+    );
+    assert_eq!((code, &*stdout, file.exists()), (Some(1), "", false), "{stderr}");
+    assert!(stderr.contains("no profile is written"), "{stderr}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    let (lossy, _) = serve(Story::Lossy);
+    let line = "profile seccomp --owner nginx.service";
+    assert_eq!(run(&clean.to_string(), &format!("{line} --strict")).0, Some(0));
+    assert_eq!(run(&lossy.to_string(), line).0, Some(0));
+    let (code, _, stderr) = run(&lossy.to_string(), &format!("{line} --strict"));
+    assert_eq!(code, Some(3));
+    assert!(stderr.contains("lost 77 of 100000 calls"), "{stderr}");
+}

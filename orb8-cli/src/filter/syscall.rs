@@ -90,7 +90,8 @@ impl Scope {
     }
 }
 
-fn caller_filter(args: &CallerArgs, scope: &Scope) -> SyscallFilter {
+/// The part of the filter's message that says who calls.
+pub(crate) fn callers(args: &CallerArgs, scope: &Scope) -> SyscallFilter {
     SyscallFilter {
         namespaces: scope.namespaces.clone(),
         pods: separated(&args.pod),
@@ -106,7 +107,7 @@ pub(crate) fn filter(args: &SyscallFilterArgs, scope: &Scope) -> SyscallFilter {
     SyscallFilter {
         syscalls: args.syscall.clone(),
         categories: args.category.clone(),
-        ..caller_filter(&args.caller, scope)
+        ..callers(&args.caller, scope)
     }
 }
 
@@ -234,7 +235,7 @@ pub(crate) fn seccomp_query(
         SyscallGroup::Syscall,
     ];
     Ok(SyscallQuery {
-        filter: Some(caller_filter(&args.caller, scope)),
+        filter: Some(callers(&args.caller, scope)),
         since,
         until,
         by: by.map(i32::from).to_vec(),
