@@ -90,12 +90,14 @@ Event kinds: NEW (first packet of a flow), SYN, SYN-ACK, FIN, RST. `x8` after an
 for eight new flows, since events came too fast for each to be told. Times are UTC.";
 
 const TOP_EXAMPLES: &str = "\
-Keys: up/down select, Enter shows the owner's peers, Esc goes back, s changes the sort order,
-p pauses, ? help, q quits.
+Keys: up/down select, Enter shows the owner's peers or calls, Esc goes back, s changes the sort
+order, Tab switches between network and syscalls, p pauses, ? help, q quits.
 
 Examples:
   sudo orb8 top
   orb8 top --namespace shop
+  orb8 top --pane syscalls        who calls the kernel, and what
+  orb8 top --sort time            who spends time there (in latency mode)
   orb8 top --count 3 | cat        plain text, three refreshes";
 
 /// Who talks to whom on this machine, how much, and is it healthy.
@@ -183,7 +185,7 @@ pub(crate) enum Command {
     Trace(TraceArgs),
     /// Profiles made of what was seen
     Profile(ProfileArgs),
-    /// Live screen: owners by rate, and their peers
+    /// Live screen: owners by rate, and their peers or their system calls
     Top(TopArgs),
     /// Check whether this machine can run the probes, and say what to do
     ///
@@ -444,10 +446,31 @@ pub(crate) struct TraceNetworkArgs {
     pub(crate) filter: FilterArgs,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+/// Order of the network pane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum TopSort {
-    /// Bytes a second, both ways
     #[default]
+    Bytes,
+    Sent,
+    Received,
+    Packets,
+    Retransmits,
+    Name,
+}
+
+/// Order of the syscalls pane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum CallSort {
+    #[default]
+    Calls,
+    Errors,
+    Time,
+    Name,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TopSortArg {
+    /// Bytes a second, both ways
     Bytes,
     /// Bytes sent a second
     Sent,
@@ -457,16 +480,33 @@ pub(crate) enum TopSort {
     Packets,
     /// Retransmitted segments
     Retransmits,
+    /// System calls a second
+    Calls,
+    /// Failed system calls a second, where they are measured
+    Errors,
+    /// Time in system calls, where it is measured
+    Time,
     /// Name
     Name,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PaneArg {
+    /// Owners and their peers, by traffic
+    Network,
+    /// Owners and their system calls
+    Syscalls,
 }
 
 #[derive(Args, Debug)]
 #[command(after_help = TOP_EXAMPLES)]
 pub(crate) struct TopArgs {
-    /// Order of the owners
-    #[arg(long, value_enum, default_value_t = TopSort::Bytes)]
-    pub(crate) sort: TopSort,
+    /// What is shown first; Tab switches [default: network, or what --sort is about]
+    #[arg(long, value_enum)]
+    pub(crate) pane: Option<PaneArg>,
+    /// Order of the owners [default: bytes; calls in the syscalls pane]
+    #[arg(long, value_enum)]
+    pub(crate) sort: Option<TopSortArg>,
     /// Time between refreshes, 100ms to 1h
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = ValueParser::new(filter::interval))]
     pub(crate) interval: Duration,

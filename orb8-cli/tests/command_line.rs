@@ -384,6 +384,7 @@ fn closed_pipes_are_no_failure() {
         "syscalls -o json --watch --interval 100ms",
         "trace syscalls",
         "top --interval 100ms",
+        "top --interval 100ms --pane syscalls",
     ] {
         let mut child = spawn(&agent, line);
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -734,4 +735,35 @@ fn a_profile_is_never_made_of_nothing_and_says_what_it_misses() {
     let (code, _, stderr) = run(&lossy.to_string(), &format!("{line} --strict"));
     assert_eq!(code, Some(3));
     assert!(stderr.contains("lost 77 of 100000 calls"), "{stderr}");
+}
+
+#[test]
+fn top_s_panes_ask_only_for_what_they_show() {
+    let (agent, asked) = serve(Story::Ticking);
+    let agent = agent.to_string();
+    let line = "top --sort time --interval 100ms --count 2 --owner nginx.service";
+    let (code, stdout, stderr) = run(&agent, line);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(
+        stdout.lines().filter(|line| line.starts_with("--- 2026")).count(),
+        2
+    );
+    let row = stdout
+        .lines()
+        .find(|line| line.starts_with("nginx.service"))
+        .unwrap();
+    assert!(row.contains("54k") && row.contains("epoll_wait"), "{row}");
+    assert!(asked.flows.lock().unwrap().is_empty());
+    let query = asked.syscalls.lock().unwrap().pop().unwrap();
+    assert_eq!(
+        query.by,
+        [i32::from(SyscallGroup::Pod), i32::from(SyscallGroup::Syscall)]
+    );
+    assert_eq!(query.filter.unwrap().owners, ["nginx.service"]);
+    asked.syscalls.lock().unwrap().clear();
+    assert_eq!(run(&agent, "top --interval 100ms --count 1").0, Some(0));
+    assert!(asked.syscalls.lock().unwrap().is_empty());
+    let (code, _, stderr) = run(&agent, "top --pane syscalls --port 53");
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("--port is about flows"), "{stderr}");
 }

@@ -9,8 +9,8 @@ use orb8_proto::v1::{
 use super::{Scope, separated, span};
 use crate::{
     args::{
-        CallerArgs, GroupArg, ModeArg, SeccompArgs, SyscallFilterArgs, SyscallSortArg, SyscallsArgs,
-        TraceSyscallsArgs,
+        CallerArgs, FilterArgs, GroupArg, ModeArg, SeccompArgs, SyscallFilterArgs, SyscallSortArg,
+        SyscallsArgs, TraceSyscallsArgs,
     },
     exit::Usage,
 };
@@ -202,6 +202,36 @@ pub(crate) fn query(
         limit,
         kind: kind.into(),
     })
+}
+
+/// The query of `top`: each owner's calls.
+pub(crate) fn top_query(args: &FilterArgs, scope: &Scope) -> SyscallQuery {
+    SyscallQuery {
+        filter: Some(SyscallFilter {
+            namespaces: scope.namespaces.clone(),
+            pods: separated(&args.pod),
+            workloads: args.workload.clone(),
+            owners: args.owner.clone(),
+            ..SyscallFilter::default()
+        }),
+        by: vec![SyscallGroup::Pod.into(), SyscallGroup::Syscall.into()],
+        ..SyscallQuery::default()
+    }
+}
+
+/// Options that are about flows only, of those that were given.
+pub(crate) fn about_flows(args: &FilterArgs) -> Vec<&'static str> {
+    [
+        ("--service", !args.service.is_empty()),
+        ("--peer", !args.peer.is_empty()),
+        ("--ip", !args.ip.is_empty()),
+        ("--port", !args.port.is_empty()),
+        ("--protocol", !args.protocol.is_empty()),
+        ("--direction", args.direction.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(option, given)| given.then_some(option))
+    .collect()
 }
 
 /// The request for events of calls.
