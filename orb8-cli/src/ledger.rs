@@ -24,14 +24,12 @@ impl Losses {
         losses
     }
 
-    /// Of an answer about system calls. `None`: it came without a summary.
+    /// Of an answer about system calls, without its notes. `None`: it came without a summary.
     pub(crate) fn of_syscalls(summary: Option<&SyscallSummary>) -> Self {
-        let Some(summary) = summary else {
-            return Self::of_answer(None);
-        };
-        let mut losses = Self::of_ledger(&summary.ledger);
-        losses.sentences.extend(summary.notes.iter().cloned());
-        losses
+        summary.map_or_else(
+            || Self::of_answer(None),
+            |summary| Self::of_ledger(&summary.ledger),
+        )
     }
 
     /// Of a ledger's rows.

@@ -57,9 +57,9 @@ Examples:
   orb8 trace syscalls -o json --duration 1m > events.json
 
 Told one by one are calls that matter so: execve, ptrace, mount, setns, unshare, bpf, init_module,
-setuid and the like (the agent's setting ORB8_SYSCALL_EVENTS). Of other calls, those that --syscall
-names are sampled: `x100` after an event says that it stands for a hundred calls. NEW and ANOMALY
-are changes of what a workload calls. Times are UTC.";
+setuid and the like (the agent's setting ORB8_SYSCALL_EVENTS). Other calls are sampled if they are
+named: `x100` after an event says that it stands for a hundred calls. NEW and ANOMALY are changes of
+what a workload calls. Times are UTC.";
 
 const SECCOMP_EXAMPLES: &str = "\
 Examples:
@@ -161,7 +161,7 @@ pub(crate) struct SyscallsArgs {
     #[arg(long, short, value_enum, default_value_t = FlowForm::Table)]
     pub(crate) output: FlowForm,
     /// What stays apart, everything else is summed; repeat or separate by commas [default: container,syscall; pod
-    /// with --waits]
+    /// with --waits; workload,syscall with --new and --anomalies]
     #[arg(long, value_enum, value_name = "WHAT", value_delimiter = ',')]
     pub(crate) by: Vec<GroupArg>,
     /// Also how many calls failed, and how
@@ -217,6 +217,7 @@ pub(crate) struct SyscallsArgs {
     /// Only calls that failed so: a name (ENOENT) or number; repeat or separate by commas (latency mode)
     #[arg(
         long, value_name = "ERROR", value_delimiter = ',', value_parser = ValueParser::new(syscall::errno),
+        conflicts_with_all = ["new", "anomalies", "waits"],
         help_heading = "Filters (run in the agent)"
     )]
     pub(crate) errno: Vec<String>,
@@ -247,13 +248,19 @@ pub(crate) struct SyscallModeArgs {
 }
 
 #[derive(Args, Debug)]
-#[command(after_help = TRACE_EXAMPLES)]
+#[command(
+    after_help = TRACE_EXAMPLES,
+    group = clap::ArgGroup::new("calls").args(["syscall", "category"]).multiple(true)
+)]
 pub(crate) struct TraceSyscallsArgs {
     /// Form of the events
     #[arg(long, short, value_enum, default_value_t = TraceForm::Lines)]
     pub(crate) output: TraceForm,
-    /// Of calls that --syscall names and that are not told one by one, every so many-th [default: 100]
-    #[arg(long, value_name = "N", requires = "syscall", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Of calls that --syscall or --category names and that are not told one by one, every so many-th [default: 100
+    /// of those that --syscall names]
+    #[arg(
+        long, value_name = "N", requires = "calls", value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
     pub(crate) sample: Option<u32>,
     /// End after so many events
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]

@@ -100,6 +100,8 @@ struct Watch {
     to: Option<Timestamp>,
     /// What the last answer missed: the ledger counts since the agent started.
     losses: Vec<String>,
+    /// What the last answer's agents said of it.
+    notes: Vec<String>,
     /// Agents that do not count.
     off: Vec<String>,
     cursor: Cursor,
@@ -168,6 +170,7 @@ impl Watch {
             .map(|agent| agent.name.clone())
             .collect();
         self.losses = answer.losses.sentences;
+        self.notes = answer.notes;
         self.losses.extend(self.off.iter().map(|name| {
             format!("{name} counts no calls: mode `off` (`orb8 syscall-mode counts` switches it on)")
         }));
@@ -285,6 +288,7 @@ impl Watch {
             );
         }
         said.extend(seen.notes());
+        said.extend(self.notes.iter().cloned());
         if self.losses.is_empty() {
             said.push("no call was lost".to_owned());
         }

@@ -22,7 +22,6 @@ use crate::{
         syscall_table::{self, View},
     },
     signals::Stop,
-    timestamp,
 };
 
 pub(super) async fn run(fleet: &Fleet, args: &SyscallsArgs, stop: &Stop) -> anyhow::Result<Outcome> {
@@ -169,27 +168,21 @@ impl<'a> RowPrinter<'a> {
             summary,
             modes,
             mut losses,
+            notes,
             cursor,
             ..
         } = answer;
         losses.sentences.extend(unmeasured(&modes, self.args, self.many));
         let summary = summary.as_ref();
-        let span = summary
-            .and_then(|summary| {
-                Some(timestamp::seconds_between(
-                    summary.from.as_ref()?,
-                    summary.to.as_ref()?,
-                ))
-            })
-            .unwrap_or_default();
+        let span = summary.and_then(|summary| summary.from.zip(summary.to));
         let mut table = String::new();
-        let mut notes = Vec::new();
+        let mut explanations = Vec::new();
         match self.args.output {
             FlowForm::Table | FlowForm::Wide if rows.is_empty() => table.push_str("No calls.\n"),
             FlowForm::Wide => table = syscall_table::wide(&rows, &self.to.style),
             FlowForm::Table => {
                 table = syscall_table::narrow(&rows, self.view, span, &self.to.style);
-                notes = syscall_table::explanations(&rows);
+                explanations = syscall_table::explanations(&rows);
             }
             FlowForm::Json => {
                 let mut text = String::new();
@@ -209,7 +202,7 @@ impl<'a> RowPrinter<'a> {
             cut: summary
                 .and_then(|summary| super::cut(rows.len() as u64, summary.matched_rows, "rows", sort)),
             totals: footer::calls(summary),
-            notes: [&*notes, &self.notes].concat(),
+            notes: [explanations, notes, self.notes.clone()].concat(),
             to: summary.and_then(|summary| summary.to),
             losses,
         };

@@ -131,10 +131,15 @@ pub(crate) fn groups(args: &SyscallsArgs) -> Vec<SyscallGroup> {
             groups.push(group);
         }
     }
-    match (groups.is_empty(), args.waits) {
-        (false, _) => groups,
-        (true, true) => vec![SyscallGroup::Pod],
-        (true, false) => vec![SyscallGroup::Container, SyscallGroup::Syscall],
+    if !groups.is_empty() {
+        groups
+    } else if args.waits {
+        vec![SyscallGroup::Pod]
+    } else if args.new || args.anomalies {
+        // Whose verdicts these are.
+        vec![SyscallGroup::Workload, SyscallGroup::Syscall]
+    } else {
+        vec![SyscallGroup::Container, SyscallGroup::Syscall]
     }
 }
 
@@ -175,6 +180,12 @@ pub(crate) fn query(
         return Err(Usage(
             "--waits sums over calls: --by syscall and --by category have no place in it (--latency tells the \
              time of each call)"
+                .to_owned(),
+        ));
+    }
+    if (args.new || args.anomalies) && !by.contains(&SyscallGroup::Syscall) {
+        return Err(Usage(
+            "changes are told call by call: --by needs syscall beside what else it names (--by pod,syscall)"
                 .to_owned(),
         ));
     }
@@ -236,10 +247,10 @@ pub(crate) fn about_flows(args: &FilterArgs) -> Vec<&'static str> {
 
 /// The request for events of calls.
 pub(crate) fn events(args: &TraceSyscallsArgs, scope: &Scope) -> StreamEventsRequest {
-    let sampling = if args.filter.syscall.is_empty() {
-        0
-    } else {
-        args.sample.unwrap_or(SAMPLING)
+    let sampling = match args.sample {
+        Some(sample) => sample,
+        None if args.filter.syscall.is_empty() => 0,
+        None => SAMPLING,
     };
     StreamEventsRequest {
         network: None,
@@ -356,8 +367,8 @@ mod tests {
                 0,
                 true,
             ),
-            ("orb8 syscalls --new", &[2, 3], 0, 1, false),
-            ("orb8 syscalls --anomalies --by category", &[5], 0, 2, false),
+            ("orb8 syscalls --new", &[4, 3], 0, 1, false),
+            ("orb8 syscalls --anomalies --by syscall,pod", &[3, 1], 0, 2, false),
             ("orb8 syscalls --sort errors", &[2, 3], 1, 0, true),
             ("orb8 syscalls --errno EIO", &[2, 3], 0, 0, true),
         ] {
@@ -371,6 +382,7 @@ mod tests {
         let error = asked("orb8 syscalls --waits --by pod,syscall").unwrap_err();
         assert!(error.to_string().contains("--latency"), "{error}");
         assert!(asked("orb8 syscalls --since 1m --until 2m").is_err());
+        assert!(asked("orb8 syscalls --anomalies --by category").is_err());
     }
 
     #[test]
@@ -404,6 +416,9 @@ mod tests {
             request("orb8 trace syscalls --syscall read --sample 7").syscall_sampling,
             7
         );
+        let category = request("orb8 trace syscalls --category time --sample 9");
+        assert_eq!(category.syscall_sampling, 9);
+        assert_eq!(request("orb8 trace syscalls --category time").syscall_sampling, 0);
     }
 
     #[test]
@@ -450,6 +465,7 @@ mod tests {
             ("orb8 syscall-mode full", "possible values: off, counts, latency"),
             ("orb8 trace syscalls --sample 5", "--syscall"),
             ("orb8 trace syscalls --syscall read --sample 0", "1.."),
+            ("orb8 syscalls --new --errno EIO", "--errno"),
             ("orb8 profile seccomp", "--pod"),
             ("orb8 profile seccomp --container c", "--pod"),
             ("orb8 profile seccomp --pod a --duration 1m --since 1m", "--since"),

@@ -22,6 +22,12 @@ use crate::{
     ledger::Losses,
 };
 
+/// A percentile that is longer than all bounds.
+pub(crate) const UNBOUNDED: u64 = u64::MAX;
+/// How much later than asked an answer may start, and is the answer to the question all the same: agents count by
+/// intervals.
+const LATE: f64 = 1.5;
+
 /// The answer of all agents.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -33,6 +39,8 @@ pub(crate) struct Answer {
     pub(crate) modes: Vec<Measured>,
     /// What the answer misses.
     pub(crate) losses: Losses,
+    /// What is to be said of it though nothing is missing.
+    pub(crate) notes: Vec<String>,
     /// Those of the losses that are agents which did not answer, or not to the end.
     pub(crate) missing: Vec<String>,
     /// From where to ask next.
@@ -73,7 +81,7 @@ async fn take(member: &Member, query: SyscallQuery) -> PartOf {
     loop {
         match member.within(stream.message()).await {
             Ok(Some(QuerySyscallsResponse { part: Some(some) })) => match some {
-                Part::Batch(batch) => part.rows.extend(batch.rows),
+                Part::Batch(batch) => part.rows.extend(batch.rows.into_iter().map(unbounded)),
                 Part::Summary(summary) => part.summary = Some(summary),
             },
             Ok(Some(QuerySyscallsResponse { part: None })) => {}
@@ -84,6 +92,14 @@ async fn take(member: &Member, query: SyscallQuery) -> PartOf {
             }
         }
     }
+}
+
+/// In the protocol, a bound of 0 is none.
+fn unbounded(mut row: SyscallRow) -> SyscallRow {
+    for bound in [&mut row.p50_ns, &mut row.p99_ns] {
+        *bound = bound.map(|ns| if ns == 0 { UNBOUNDED } else { ns });
+    }
+    row
 }
 
 /// Asks all agents of the fleet, each from where `cursor` says, else from where the query says. The answer is held in
@@ -128,7 +144,7 @@ pub(crate) async fn ask(fleet: &Fleet, query: &SyscallQuery, cursor: &Cursor) ->
         return Err(error);
     }
     let mut missing = fleet::sentences(&fleet.missing);
-    let mut losses = Losses::default();
+    let (mut losses, mut notes) = (Losses::default(), Losses::default());
     let mut cursor = cursor.clone();
     cursor.0.resize(parts.len().max(cursor.0.len()), None);
     let (mut rows, mut summaries, mut modes) = (Vec::new(), Vec::new(), Vec::new());
@@ -147,10 +163,21 @@ pub(crate) async fn ask(fleet: &Fleet, query: &SyscallQuery, cursor: &Cursor) ->
             None => {
                 complete &= part.summary.is_some();
                 let of_one = Losses::of_syscalls(part.summary.as_ref());
-                if many {
-                    losses.add(name, of_one);
-                } else {
-                    losses.sentences.extend(of_one.sentences);
+                let said = Losses {
+                    sentences: part
+                        .summary
+                        .as_ref()
+                        .map(|summary| summary.notes.clone())
+                        .unwrap_or_default(),
+                };
+                let late = starts_late(query.since.as_ref(), part.summary.as_ref());
+                for (told, is_loss) in [(of_one, true), (said, late)] {
+                    let to = if is_loss { &mut losses } else { &mut notes };
+                    if many {
+                        to.add(name, told);
+                    } else {
+                        to.sentences.extend(told.sentences);
+                    }
                 }
             }
         }
@@ -178,9 +205,18 @@ pub(crate) async fn ask(fleet: &Fleet, query: &SyscallQuery, cursor: &Cursor) ->
         summary,
         modes,
         losses,
+        notes: notes.sentences,
         missing,
         cursor,
     })
+}
+
+/// Whether the answer does not reach back to the time asked for.
+fn starts_late(since: Option<&Timestamp>, summary: Option<&SyscallSummary>) -> bool {
+    let from = summary.and_then(|summary| summary.from.as_ref());
+    since
+        .zip(from)
+        .is_some_and(|(since, from)| crate::timestamp::seconds_between(since, from) > LATE)
 }
 
 impl Measured {
@@ -311,7 +347,7 @@ pub(crate) fn add(row: &mut SyscallRow, other: SyscallRow) {
     }
 }
 
-/// Upper bound of the bucket that holds the percentile (nearest rank); none if there is no call, or no bound.
+/// Upper bound of the bucket that holds the percentile (nearest rank); none if there is no call.
 fn percentile(buckets: &[LatencyBucket], percent: u64) -> Option<u64> {
     let all: u128 = buckets.iter().map(|bucket| u128::from(bucket.count)).sum();
     let rank = (all * u128::from(percent)).div_ceil(100).max(1);
@@ -320,7 +356,11 @@ fn percentile(buckets: &[LatencyBucket], percent: u64) -> Option<u64> {
         below += u128::from(bucket.count);
         below >= rank
     })?;
-    (bucket.below_ns > 0).then_some(bucket.below_ns)
+    Some(if bucket.below_ns > 0 {
+        bucket.below_ns
+    } else {
+        UNBOUNDED
+    })
 }
 
 /// Which row comes first, as the agents sort; then by name, so that the order of two answers is the same.
@@ -514,11 +554,19 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_need_a_bound() {
+    fn percentiles_are_bounds() {
         let bucket = |below_ns, count| LatencyBucket { below_ns, count };
         assert_eq!(percentile(&[], 50), None);
         assert_eq!(percentile(&[bucket(8, 1)], 99), Some(8));
-        assert_eq!(percentile(&[bucket(8, 1), bucket(0, 9)], 99), None);
+        assert_eq!(percentile(&[bucket(8, 1), bucket(0, 9)], 99), Some(UNBOUNDED));
+        assert_eq!(
+            unbounded(SyscallRow {
+                p99_ns: Some(0),
+                ..SyscallRow::default()
+            })
+            .p99_ns,
+            Some(UNBOUNDED)
+        );
         assert_eq!(percentile(&[bucket(8, 99), bucket(16, 1)], 99), Some(8));
         assert_eq!(percentile(&[bucket(8, 98), bucket(16, 2)], 99), Some(16));
         assert_eq!(
@@ -572,6 +620,19 @@ mod tests {
         .unwrap();
         assert_eq!((all.mode(), all.matched_calls), (SyscallMode::Unspecified, 10));
         assert_eq!(all.measured.unwrap().seconds, 2);
+    }
+
+    #[test]
+    fn an_answer_that_does_not_reach_back_is_partial() {
+        let at = |seconds| Some(Timestamp { seconds, nanos: 0 });
+        let from = |seconds| SyscallSummary {
+            from: at(seconds),
+            ..SyscallSummary::default()
+        };
+        assert!(starts_late(at(100).as_ref(), Some(&from(110))));
+        assert!(!starts_late(at(100).as_ref(), Some(&from(101))));
+        assert!(!starts_late(at(100).as_ref(), Some(&from(90))));
+        assert!(!starts_late(None, Some(&from(110))));
     }
 
     proptest! {

@@ -69,7 +69,7 @@ pub(crate) fn loss(loss: &EventLoss) -> Option<String> {
     let parts: Vec<String> = [
         (
             loss.ring,
-            "did not fit into the kernel's ring buffer (ORB8_SYSCALL_RING)",
+            "did not fit into the kernel's ring buffer (ORB8_SYSCALL_RING_SIZE)",
         ),
         (loss.stream, "came faster than this command took them"),
         (loss.sampled, "were left out, the ring being nearly full"),

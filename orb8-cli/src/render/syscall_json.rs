@@ -6,7 +6,10 @@ use orb8_proto::v1::{Endpoint, SyscallAbi, SyscallChange, SyscallEvent, SyscallK
 use serde::Serialize;
 
 use super::{flow_json, syscall_table::number};
-use crate::{query::syscall::seconds, syscall, timestamp};
+use crate::{
+    query::syscall::{UNBOUNDED, seconds},
+    syscall, timestamp,
+};
 
 /// One row, in the order in which its fields are written.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -142,8 +145,8 @@ impl From<&SyscallRow> for SyscallRecord {
             returned: measured.then_some(row.returned),
             errors: measured.then(|| row.errors.clone().into_iter().collect()),
             total_ns: row.total_ns,
-            p50_ns: row.p50_ns,
-            p99_ns: row.p99_ns,
+            p50_ns: row.p50_ns.filter(|ns| *ns != UNBOUNDED),
+            p99_ns: row.p99_ns.filter(|ns| *ns != UNBOUNDED),
             first: timestamp::rfc3339(row.first.as_ref()),
             last: timestamp::rfc3339(row.last.as_ref()),
             waits: row

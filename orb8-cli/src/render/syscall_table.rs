@@ -1,11 +1,12 @@
 //! System calls as tables.
 
 use orb8_proto::v1::{SyscallChange, SyscallKind, SyscallRow};
+use prost_types::Timestamp;
 
 use super::table::{Cell, Column, Table};
 use crate::{
     humanise,
-    query::syscall::seconds,
+    query::syscall::{UNBOUNDED, seconds},
     sanitise,
     syscall::{self, WAITS},
     terminal::{Style, Tone},
@@ -15,7 +16,7 @@ use crate::{
 /// Errors that are named in a cell.
 const ERRORS: usize = 2;
 /// Columns that are left out where no row has a value.
-const OPTIONAL: [&str; 6] = ["NODE", "OWNER", "SYSCALL", "CATEGORY", "CALLS/s", "LAST"];
+const OPTIONAL: [&str; 5] = ["NODE", "OWNER", "SYSCALL", "CATEGORY", "CALLS/s"];
 
 /// What is shown beside counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,14 +29,22 @@ pub(crate) struct View {
     pub(crate) node: bool,
 }
 
-/// The table that fits the terminal. `span`: seconds that the answer covers.
-pub(crate) fn narrow(rows: &[SyscallRow], view: View, span: f64, style: &Style) -> String {
+/// The table that fits the terminal. `span`: what the answer covers.
+pub(crate) fn narrow(
+    rows: &[SyscallRow],
+    view: View,
+    span: Option<(Timestamp, Timestamp)>,
+    style: &Style,
+) -> String {
     if view.waits {
         return waits(rows, view, style);
     }
     if view.changes {
-        return changes(rows, view, style);
+        return changes(rows, view, span.map(|(_, to)| to), style);
     }
+    let span = span
+        .map(|(from, to)| timestamp::seconds_between(&from, &to))
+        .unwrap_or_default();
     let mut columns = vec![
         Column::name("NODE", 6),
         Column::workload("OWNER", 13),
@@ -180,7 +189,7 @@ fn waits(rows: &[SyscallRow], view: View, style: &Style) -> String {
 }
 
 /// What is new or unusual, and the numbers that say so.
-fn changes(rows: &[SyscallRow], view: View, style: &Style) -> String {
+fn changes(rows: &[SyscallRow], view: View, to: Option<Timestamp>, style: &Style) -> String {
     let anomalies = rows
         .iter()
         .filter_map(|row| row.change.as_ref())
@@ -195,7 +204,7 @@ fn changes(rows: &[SyscallRow], view: View, style: &Style) -> String {
     if anomalies {
         columns.extend(["NOW/s", "USUAL/s", "SCORE"].map(Column::number));
     } else {
-        columns.push(Column::text("SINCE"));
+        columns.push(Column::number("FIRST"));
     }
     columns.push(Column::number("WATCHED"));
     let mut table = Table::new(columns);
@@ -216,7 +225,11 @@ fn changes(rows: &[SyscallRow], view: View, style: &Style) -> String {
             ]);
         } else {
             let since = change.time.or(row.first);
-            cells.push(Cell::toned(timestamp::date_clock(since.as_ref()), Tone::Warn));
+            let age = since
+                .zip(to)
+                .map(|(since, to)| timestamp::seconds_between(&since, &to))
+                .map(|age| format!("{} ago", humanise::seconds(age)));
+            cells.push(Cell::toned(age.unwrap_or_default(), Tone::Warn));
         }
         cells.push(Cell::new(
             change
@@ -283,7 +296,7 @@ fn call(row: &SyscallRow) -> Cell {
 
 /// The call's number, where the row is of one.
 pub(crate) fn number(row: &SyscallRow) -> Option<i64> {
-    (!row.syscall.is_empty() && row.syscall != syscall::OTHER).then_some(row.number)
+    (!row.syscall.is_empty() && row.syscall != syscall::OTHER && row.number >= 0).then_some(row.number)
 }
 
 fn failed(row: &SyscallRow) -> Cell {
@@ -310,8 +323,13 @@ fn errors(row: &SyscallRow) -> Cell {
 
 /// Total time and percentiles; `-`: not measured.
 fn latency(row: &SyscallRow, style: &Style) -> [Cell; 3] {
-    let bound =
-        |ns: Option<u64>| Cell::new(ns.map_or_else(|| "-".to_owned(), |ns| humanise::bound(ns, style.utf8)));
+    let bound = |ns: Option<u64>| {
+        Cell::new(match ns {
+            None => "-".to_owned(),
+            Some(UNBOUNDED) => "long".to_owned(),
+            Some(ns) => humanise::bound(ns, style.utf8),
+        })
+    };
     let total = row
         .total_ns
         .map_or_else(|| "-".to_owned(), |ns| humanise::nanos(ns, style.utf8));

@@ -438,6 +438,7 @@ pub(super) mod tests {
                 span: 1.0,
                 seconds: 0.0,
             }],
+            notes: Vec::new(),
             missing: Vec::new(),
             cursor: Cursor::default(),
         }

@@ -280,12 +280,13 @@ fn kept_apart(row: &SyscallRow, by: &[SyscallGroup]) -> SyscallRow {
         ..Endpoint::default()
     };
     let call = any(&[G::Syscall]);
+    let number = if row.syscall == "other" { -1 } else { row.number };
     SyscallRow {
         node: keep(&[G::Pod, G::Container, G::Node], &row.node),
         owner: (owner != Endpoint::default()).then_some(owner),
         syscall: keep(&[G::Syscall], &row.syscall),
         abi: if call { row.abi } else { 0 },
-        number: if call { row.number } else { 0 },
+        number: if call { number } else { -1 },
         category: keep(&[G::Syscall, G::Category], &row.category),
         ..SyscallRow::default()
     }
@@ -413,7 +414,11 @@ pub fn summary(story: Story, query: &SyscallQuery, rows: &[SyscallRow], to: i64)
             },
             ..LedgerRow::default()
         }],
-        notes: Vec::new(),
+        notes: if story == Story::Lossy {
+            vec!["history begins at 03:04:00".into()]
+        } else {
+            Vec::new()
+        },
     }
 }
 
