@@ -3,3 +3,4 @@
 pub mod kernel_clock;
 pub mod netns_cookie;
 pub mod network;
+pub mod syscall;
