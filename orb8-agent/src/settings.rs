@@ -214,7 +214,7 @@ settings! {
     /// Whether DNS answers that workloads get are read, to name external addresses.
     dns: bool = true, any;
     /// What the syscall programs do: nothing (off), count calls as they are entered (counts), or also tell how each ended and
-    /// how long it took (latency). `orb8 mode` switches it while the agent runs.
+    /// how long it took (latency). It can be switched while the agent runs, by SetSyscallMode.
     syscall_mode: SyscallMode = SyscallMode::Counts, any;
     /// Pairs of cgroup and ABI whose calls are told apart by number, 10 KiB each in the kernel and the agent. The calls of
     /// those without room are counted by cgroup.
