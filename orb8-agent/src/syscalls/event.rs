@@ -3,20 +3,15 @@
 //! Everything in a record but its integers comes from the memory of a program that may be hostile: strings are any bytes,
 //! and lengths are checked against what there is.
 
-use orb8_common::syscall::{Event, STRINGS};
+use orb8_common::syscall::Event;
 use orb8_proto::v1;
 
 use super::{arguments, call::Call};
 use crate::{
     identity::owner::Owner,
+    probe::syscall::event::texts,
     store::{endpoint, timestamp},
 };
-
-/// The record of a ring's bytes; `None` if it is none.
-pub(crate) fn read(bytes: &[u8]) -> Option<Event> {
-    // SAFETY: as many bytes as the record has, and any will do: integers without padding.
-    (bytes.len() == size_of::<Event>()).then(|| unsafe { bytes.as_ptr().cast::<Event>().read_unaligned() })
-}
 
 /// A call, told one by one.
 #[derive(Clone, PartialEq, Debug)]
@@ -102,24 +97,13 @@ pub(crate) struct Text {
 
 impl Strings {
     fn of(event: &Event) -> Self {
-        let mut rest = &event.text[..];
-        let count = usize::from(event.strings).min(STRINGS);
-        let all = (0..count)
-            .map(|index| {
-                let bit = |bits: u8| bits & 1 << index != 0;
-                let len = usize::from(event.lengths[index]).min(rest.len());
-                let (bytes, after) = rest.split_at(len);
-                // Each has a NUL after it.
-                rest = after.get(1..).unwrap_or_default();
-                Text {
-                    text: text(bytes),
-                    truncated: bit(event.truncated),
-                    unreadable: bit(event.unreadable),
-                }
-            })
-            .collect();
+        let all = texts(event).map(|it| Text {
+            text: text(it.bytes),
+            truncated: it.truncated,
+            unreadable: it.unreadable,
+        });
         Self {
-            all,
+            all: all.collect(),
             more: event.more != 0,
         }
     }
@@ -140,7 +124,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use orb8_common::syscall::{TEXT, abi};
+    use orb8_common::syscall::{STRINGS, TEXT, abi};
     use proptest::prelude::*;
 
     use super::*;

@@ -24,8 +24,8 @@ use crate::{
     preflight::Features,
     probe::{
         kernel_clock::KernelClock,
-        network::load::{EventRing, LoadError},
-        syscall::{Mode, SyscallOptions, SyscallProbe, SyscallSink},
+        object::{EventRing, LoadError},
+        syscall::{Mode, SyscallOptions, SyscallProbe, SyscallSink, event::decode},
     },
     ring,
 };
@@ -380,7 +380,7 @@ pub(crate) async fn read_events(
 
 /// Tells listeners of a record.
 fn tell(core: &Core, record: &[u8], clock: KernelClock) {
-    let Some(event) = super::event::read(record) else {
+    let Some(event) = decode(record) else {
         return;
     };
     let owner = lock(&core.names).socket_owner(event.cgroup, 0, None, None);

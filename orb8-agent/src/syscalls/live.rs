@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     core::{Core, lock},
-    probe::network::load::LoadError,
+    probe::object::LoadError,
     store::{endpoint, timestamp},
 };
 
