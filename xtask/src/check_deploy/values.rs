@@ -15,8 +15,16 @@ use super::{
 };
 
 const CHART: &str = "deploy/helm/orb8";
-/// Settings that the chart has no key for: it sets them itself, its probes need them, or there is no such file in a pod.
-const NOT_OFFERED: &[&str] = &["kubeconfig", "metrics", "metrics_address", "metrics_port", "node"];
+/// Settings that the chart has no key for: it sets them itself, its probes need them, or there is no such file or directory
+/// in a pod.
+const NOT_OFFERED: &[&str] = &[
+    "kubeconfig",
+    "metrics",
+    "metrics_address",
+    "metrics_port",
+    "node",
+    "state_dir",
+];
 
 fn read(root: &Path, file: &str) -> Result<String> {
     fs::read_to_string(root.join(file)).with_context(|| format!("cannot read {file}"))
@@ -107,6 +115,14 @@ pub(super) fn accepted_though_wrong(tools: &Tools) -> Result<Vec<String>> {
         (
             "/settings/history_bytes",
             json!({"settings": {"history_bytes": "lots"}}),
+        ),
+        (
+            "/settings/syscall_mode",
+            json!({"settings": {"syscall_mode": "on"}}),
+        ),
+        (
+            "/settings/syscall_events",
+            json!({"settings": {"syscall_events": "execve, mount"}}),
         ),
         ("/settings/dns", json!({"settings": {"dns": "on"}})),
         (
