@@ -4,7 +4,8 @@
 use std::{env, fmt, str::FromStr, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
-use orb8_proto::v1::{GetAgentStatusRequest, SyscallMode};
+use orb8_agent::settings::SyscallMode;
+use orb8_proto::v1::GetAgentStatusRequest;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{

@@ -2,9 +2,11 @@
 
 use std::fs;
 
-use anyhow::{Context as _, bail};
-use orb8_agent::{Agent, Listen, settings::Settings};
-use orb8_proto::v1::{SetSyscallModeRequest, SyscallMode, orbit_service_client::OrbitServiceClient};
+use anyhow::bail;
+use orb8_agent::{
+    Agent, Listen,
+    settings::{Settings, SyscallMode},
+};
 use tonic::transport::Channel;
 
 /// What the probes of one command observe.
@@ -41,27 +43,9 @@ impl Standalone {
             .iter()
             .map(|pattern| pattern.parse())
             .collect::<Result<_, _>>()?;
+        settings.syscall_mode = options.syscalls;
         let agent = Agent::start(&settings, Listen::InProcess).await?;
-        let standalone = Self { agent };
-        if let Err(error) = standalone.set_syscall_mode(options.syscalls).await {
-            standalone.stop().await?;
-            return Err(error);
-        }
-        Ok(standalone)
-    }
-
-    /// Switches the syscall probe.
-    async fn set_syscall_mode(&self, mode: SyscallMode) -> anyhow::Result<()> {
-        let request = SetSyscallModeRequest { mode: mode.into() };
-        match OrbitServiceClient::new(self.channel())
-            .set_syscall_mode(request)
-            .await
-        {
-            Ok(_) => Ok(()),
-            // What cannot run need not be switched off.
-            Err(_) if mode == SyscallMode::Off => Ok(()),
-            Err(status) => Err(anyhow::anyhow!("{}", status.message())).context("loading the syscall probe"),
-        }
+        Ok(Self { agent })
     }
 
     /// A connection to the agent, in memory.

@@ -256,8 +256,7 @@ pub(crate) struct TraceSyscallsArgs {
     /// Form of the events
     #[arg(long, short, value_enum, default_value_t = TraceForm::Lines)]
     pub(crate) output: TraceForm,
-    /// Of calls that --syscall or --category names and that are not told one by one, every so many-th [default: 100
-    /// of those that --syscall names]
+    /// Of calls that --syscall or --category names and that are not told one by one, every so many-th [default: 100]
     #[arg(
         long, value_name = "N", requires = "calls", value_parser = clap::value_parser!(u32).range(1..=1_000_000)
     )]

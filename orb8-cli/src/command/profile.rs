@@ -144,7 +144,11 @@ impl Watch {
             }
             enough |= Instant::now() >= end;
             match query::syscall::ask(fleet, &query, &self.cursor).await {
-                Ok(answer) => self.take(answer),
+                Ok(answer) => {
+                    self.take(answer);
+                    // Where a step begins is no news.
+                    self.notes.clear();
+                }
                 Err(error) if self.seen.calls > 0 => {
                     self.losses.push(format!("the watch ended early: {error:#}"));
                     return Ok(());

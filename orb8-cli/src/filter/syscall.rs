@@ -34,7 +34,7 @@ const CATEGORIES: [&str; 12] = [
 /// Tables that a call's name may be of.
 const ABIS: [&str; 5] = ["x86_64", "i386", "x32", "arm64", "arm"];
 
-/// Of frequent calls that are asked for by name, every so many-th is told.
+/// Of frequent calls that are asked for by name or category, every so many-th is told.
 const SAMPLING: u32 = 100;
 
 /// A call's name, also with its table, or its number. Which names there are, the agent knows.
@@ -249,7 +249,7 @@ pub(crate) fn about_flows(args: &FilterArgs) -> Vec<&'static str> {
 pub(crate) fn events(args: &TraceSyscallsArgs, scope: &Scope) -> StreamEventsRequest {
     let sampling = match args.sample {
         Some(sample) => sample,
-        None if args.filter.syscall.is_empty() => 0,
+        None if args.filter.syscall.is_empty() && args.filter.category.is_empty() => 0,
         None => SAMPLING,
     };
     StreamEventsRequest {
@@ -418,7 +418,10 @@ mod tests {
         );
         let category = request("orb8 trace syscalls --category time --sample 9");
         assert_eq!(category.syscall_sampling, 9);
-        assert_eq!(request("orb8 trace syscalls --category time").syscall_sampling, 0);
+        assert_eq!(
+            request("orb8 trace syscalls --category time").syscall_sampling,
+            100
+        );
     }
 
     #[test]
