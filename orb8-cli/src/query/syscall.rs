@@ -24,6 +24,8 @@ use crate::{
 
 /// A percentile that is longer than all bounds.
 pub(crate) const UNBOUNDED: u64 = u64::MAX;
+/// Rows that are taken from an agent: bounds memory, at some hundred bytes each.
+const MAX_ROWS: usize = 1 << 20;
 /// How much later than asked an answer may start, and is the answer to the question all the same: agents count by
 /// intervals.
 const LATE: f64 = 1.5;
@@ -81,6 +83,12 @@ async fn take(member: &Member, query: SyscallQuery) -> PartOf {
     loop {
         match member.within(stream.message()).await {
             Ok(Some(QuerySyscallsResponse { part: Some(some) })) => match some {
+                Part::Batch(batch) if part.rows.len() + batch.rows.len() > MAX_ROWS => {
+                    part.error = Some(Status::resource_exhausted(format!(
+                        "more than {MAX_ROWS} rows: ask for fewer (--limit, --by)"
+                    )));
+                    return part;
+                }
                 Part::Batch(batch) => part.rows.extend(batch.rows.into_iter().map(unbounded)),
                 Part::Summary(summary) => part.summary = Some(summary),
             },
@@ -282,25 +290,11 @@ fn merge(query: &SyscallQuery, parts: Vec<Vec<SyscallRow>>) -> (Vec<SyscallRow>,
 
 /// What tells rows apart that may be sums over nodes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key([String; 8], i32, i64);
+struct Key([String; 10], i32, i64);
 
 impl Key {
     fn of(row: &SyscallRow) -> Self {
-        let owner = row.owner.clone().unwrap_or_default();
-        Self(
-            [
-                owner.namespace,
-                owner.workload,
-                owner.unit,
-                owner.container,
-                owner.process,
-                owner.cgroup,
-                row.syscall.clone(),
-                row.category.clone(),
-            ],
-            row.abi,
-            row.number,
-        )
+        Self(names(row).map(str::to_owned), row.abi, row.number)
     }
 }
 
@@ -363,6 +357,24 @@ fn percentile(buckets: &[LatencyBucket], percent: u64) -> Option<u64> {
     })
 }
 
+/// What a row is called.
+fn names(row: &SyscallRow) -> [&str; 10] {
+    let owner =
+        |field: fn(&Endpoint) -> &String| row.owner.as_ref().map_or("", |owner| field(owner).as_str());
+    [
+        owner(|owner| &owner.namespace),
+        owner(|owner| &owner.pod),
+        owner(|owner| &owner.workload),
+        owner(|owner| &owner.unit),
+        owner(|owner| &owner.container),
+        owner(|owner| &owner.process),
+        owner(|owner| &owner.cgroup),
+        &row.syscall,
+        &row.category,
+        &row.node,
+    ]
+}
+
 /// Which row comes first, as the agents sort; then by name, so that the order of two answers is the same.
 fn order(sort: SyscallSort, a: &SyscallRow, b: &SyscallRow) -> Ordering {
     let by = |row: &SyscallRow| match sort {
@@ -371,11 +383,11 @@ fn order(sort: SyscallSort, a: &SyscallRow, b: &SyscallRow) -> Ordering {
         SyscallSort::Time => row.total_ns,
         SyscallSort::P99 => row.p99_ns,
     };
-    let pod = |row: &SyscallRow| row.owner.as_ref().map(|owner| owner.pod.clone());
     Reverse(by(a))
         .cmp(&Reverse(by(b)))
         .then_with(|| b.count.cmp(&a.count))
-        .then_with(|| (pod(a), Key::of(a), &a.node).cmp(&(pod(b), Key::of(b), &b.node)))
+        .then_with(|| names(a).cmp(&names(b)))
+        .then_with(|| (a.abi, a.number).cmp(&(b.abi, b.number)))
 }
 
 /// One summary of all. The ledgers stay apart: what was lost is told for each.

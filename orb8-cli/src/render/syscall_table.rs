@@ -47,14 +47,14 @@ pub(crate) fn narrow(
         .unwrap_or_default();
     let mut columns = vec![
         Column::name("NODE", 6),
-        Column::workload("OWNER", 13),
+        Column::workload("OWNER", 10),
         Column::name("SYSCALL", 8),
         Column::name("CATEGORY", 8),
         Column::number("CALLS"),
         Column::number("CALLS/s"),
     ];
     if view.errors {
-        columns.extend([Column::number("FAILED"), Column::name("ERRORS", 12)]);
+        columns.extend([Column::number("FAILED"), Column::name("ERRORS", 8)]);
     }
     if view.latency {
         columns.extend([
@@ -161,7 +161,7 @@ pub(crate) fn wide(rows: &[SyscallRow], style: &Style) -> String {
 fn waits(rows: &[SyscallRow], view: View, style: &Style) -> String {
     let mut columns = vec![
         Column::name("NODE", 6),
-        Column::workload("OWNER", 13),
+        Column::workload("OWNER", 10),
         Column::number("TIME"),
     ];
     columns.extend(["NETWORK", "DISK", "FUTEX", "POLL", "SLEEP", "OTHER"].map(Column::number));
@@ -196,7 +196,7 @@ fn changes(rows: &[SyscallRow], view: View, to: Option<Timestamp>, style: &Style
         .any(|change| change.kind() == SyscallKind::Anomalies);
     let mut columns = vec![
         Column::name("NODE", 6),
-        Column::workload("OWNER", 13),
+        Column::workload("OWNER", 10),
         Column::name("SYSCALL", 8),
         Column::name("CATEGORY", 8),
         Column::number("CALLS"),
@@ -214,14 +214,18 @@ fn changes(rows: &[SyscallRow], view: View, to: Option<Timestamp>, style: &Style
             node(row, view),
             owner(row),
             call(row),
-            Cell::new(&row.category),
+            Cell::new(if anomalies { "" } else { &*row.category }),
             Cell::new(humanise::count(row.count)),
         ];
         if anomalies {
             cells.extend([
                 Cell::toned(humanise::small_rate(change.rate), Tone::Warn),
                 Cell::new(usual(&change, style)),
-                Cell::new(format!("{:.1}", change.score)),
+                Cell::new(format!(
+                    "{}{}",
+                    if change.score < 0.0 { "-" } else { "" },
+                    humanise::small_rate(change.score.abs())
+                )),
             ]);
         } else {
             let since = change.time.or(row.first);
@@ -334,4 +338,96 @@ fn latency(row: &SyscallRow, style: &Style) -> [Cell; 3] {
         .total_ns
         .map_or_else(|| "-".to_owned(), |ns| humanise::nanos(ns, style.utf8));
     [Cell::new(total), bound(row.p50_ns), bound(row.p99_ns)]
+}
+
+#[cfg(test)]
+mod tests {
+    use orb8_proto::v1::{Endpoint, SyscallWait};
+    use proptest::prelude::*;
+    use unicode_width::UnicodeWidthStr as _;
+
+    use super::*;
+
+    const STYLE: Style = Style {
+        terminal: false,
+        width: 80,
+        colours: false,
+        utf8: true,
+    };
+    /// Some 30 years.
+    const LONG: u64 = 1 << 60;
+
+    fn row(name: &str, call: &str, kind: SyscallKind) -> SyscallRow {
+        SyscallRow {
+            node: name.into(),
+            owner: Some(Endpoint {
+                namespace: name.into(),
+                pod: name.into(),
+                container: name.into(),
+                ..Endpoint::default()
+            }),
+            syscall: call.into(),
+            category: "credentials".into(),
+            count: u64::MAX,
+            failed: u64::MAX,
+            errors: [(call.to_owned(), u64::MAX), ("EWOULDBLOCK".to_owned(), 1)].into(),
+            total_ns: Some(9_999_999_999_999),
+            p50_ns: Some(2_097_152),
+            p99_ns: Some(LONG),
+            waits: WAITS
+                .map(|class| SyscallWait {
+                    class: class.into(),
+                    total_ns: 9_999_999_999_999,
+                    count: 1,
+                })
+                .to_vec(),
+            change: Some(SyscallChange {
+                kind: kind.into(),
+                watched: Some(prost_types::Duration {
+                    seconds: 86_399,
+                    nanos: 0,
+                }),
+                time: Some(Timestamp { seconds: 1, nanos: 0 }),
+                rate: 1.5e9,
+                mean_rate: 1e9,
+                deviation: 1e9,
+                score: -1e9,
+                ..SyscallChange::default()
+            }),
+            ..SyscallRow::default()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_view_fits_80_columns(name in any::<String>(), call in any::<String>(), errors: bool, latency: bool, waits: bool, changes: bool, node: bool, new: bool) {
+            let kind = if new { SyscallKind::New } else { SyscallKind::Anomalies };
+            let view = View { errors, latency, waits, changes, node };
+            let at = |seconds| Timestamp { seconds, nanos: 0 };
+            let rows = [row(&name, &call, kind), SyscallRow::default()];
+            let text = narrow(&rows, view, Some((at(0), at(3600 * 24))), &STYLE);
+            for line in text.lines() {
+                prop_assert!(line.width() <= 80, "{} {line:?}", line.width());
+                prop_assert!(!line.contains(sanitise::is_hostile));
+            }
+            prop_assert!(!wide(&rows, &STYLE).chars().any(|c| c != '\n' && sanitise::is_hostile(c)));
+        }
+    }
+
+    #[test]
+    fn a_bound_that_is_none_is_no_number() {
+        let unbounded = SyscallRow {
+            p99_ns: Some(UNBOUNDED),
+            ..row("n", "read", SyscallKind::All)
+        };
+        let view = View {
+            latency: true,
+            ..View::default()
+        };
+        let text = narrow(&[unbounded], view, None, &STYLE);
+        assert!(
+            text.contains("≤2.1ms") && text.trim_end().ends_with("long"),
+            "{text}"
+        );
+    }
 }
