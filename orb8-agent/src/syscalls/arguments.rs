@@ -268,6 +268,7 @@ pub(super) fn decode(call: Call, args: &[u64; 6], strings: &Strings) -> Vec<Argu
         let raw = UNNAMED.iter().zip(args);
         return raw
             .map(|(name, value)| plain(name, format!("{value:#x}")))
+            .chain(strings.all.iter().map(|text| string("text", text)))
             .collect();
     };
     let vector = specs.iter().any(|(_, _, form)| matches!(form, Vector));
