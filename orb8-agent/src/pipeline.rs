@@ -113,9 +113,15 @@ impl Pipeline {
                     }
                 }
                 Ok(Command::SetSyscallMode { mode, done }) => {
-                    let result = self.syscalls.set_mode(mode, unix_now_ns());
+                    let result = if self.core.is_ready() {
+                        let switched = self.syscalls.set_mode(mode, unix_now_ns());
+                        switched.map_err(|error| error.to_string())
+                    } else {
+                        // Nothing is to be loaded any more.
+                        Err("the agent is stopping".to_owned())
+                    };
                     // Nobody waits any more: it is switched all the same.
-                    let _ = done.send(result.map_err(|error| error.to_string()));
+                    let _ = done.send(result);
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     last = Instant::now();

@@ -2,15 +2,17 @@
 //! strings that the programs have read.
 
 use super::{
-    call::{Abi, Call},
+    call::Call,
     event::{Argument, Strings, Text},
 };
 
 /// What an argument is.
 #[derive(Clone, Copy, Debug)]
 enum Form {
-    /// A number with sign.
+    /// An `int`: the kernel does not look at the upper half of the register.
     Int,
+    /// A `size_t` or the like.
+    Size,
     /// A file descriptor, or `AT_FDCWD`.
     Fd,
     /// An id of which all bits set means "as it is".
@@ -27,7 +29,7 @@ enum Form {
     Flags(&'static [(u64, &'static str)]),
 }
 
-use Form::{Fd, Flags, Hex, Id, Int, One, Vector};
+use Form::{Fd, Flags, Hex, Id, Int, One, Size, Vector};
 
 /// Number of the argument, name and form.
 type Spec = (usize, &'static str, Form);
@@ -203,18 +205,18 @@ fn specs(name: &str) -> Option<&'static [Spec]> {
         "setns" => &[(0, "fd", Fd), (1, "type", Flags(CLONE))],
         "unshare" | "clone" => &[(0, "flags", Flags(CLONE))],
         // What its flags are is in the program's memory.
-        "clone3" => &[(1, "size", Int)],
-        "bpf" => &[(0, "command", One(BPF)), (2, "size", Int)],
+        "clone3" => &[(1, "size", Size)],
+        "bpf" => &[(0, "command", One(BPF)), (2, "size", Size)],
         "perf_event_open" => &[
             (1, "pid", Int),
             (2, "cpu", Int),
             (3, "group_fd", Int),
             (4, "flags", Hex),
         ],
-        "init_module" => &[(1, "size", Int), (2, "parameters", TEXT)],
+        "init_module" => &[(1, "size", Size), (2, "parameters", TEXT)],
         "finit_module" => &[(0, "fd", Fd), (1, "parameters", TEXT), (2, "flags", Hex)],
         "delete_module" => &[(0, "name", TEXT), (1, "flags", Hex)],
-        "kexec_load" => &[(1, "segments", Int), (3, "flags", Hex)],
+        "kexec_load" => &[(1, "segments", Size), (3, "flags", Hex)],
         "kexec_file_load" => &[
             (0, "kernel_fd", Fd),
             (1, "initrd_fd", Fd),
@@ -227,7 +229,7 @@ fn specs(name: &str) -> Option<&'static [Spec]> {
         "setregid" | "setregid32" => &[(0, "rgid", Id), (1, "egid", Id)],
         "setresuid" | "setresuid32" => &[(0, "ruid", Id), (1, "euid", Id), (2, "suid", Id)],
         "setresgid" | "setresgid32" => &[(0, "rgid", Id), (1, "egid", Id), (2, "sgid", Id)],
-        "setgroups" | "setgroups32" => &[(0, "size", Int)],
+        "setgroups" | "setgroups32" => &[(0, "size", Size)],
         // Which capabilities is in the program's memory.
         "capset" => &[],
         "keyctl" => &[(0, "operation", One(KEYCTL)), (1, "arg2", Hex), (2, "arg3", Hex)],
@@ -245,9 +247,9 @@ fn specs(name: &str) -> Option<&'static [Spec]> {
         "personality" => &[(0, "persona", Hex)],
         "seccomp" => &[(0, "operation", One(SECCOMP)), (1, "flags", Hex)],
         "reboot" => &[(2, "command", One(REBOOT))],
-        "read" | "write" | "pread64" | "pwrite64" => &[(0, "fd", Fd), (2, "count", Int)],
+        "read" | "write" | "pread64" | "pwrite64" => &[(0, "fd", Fd), (2, "count", Size)],
         "readv" | "writev" | "preadv" | "pwritev" => &[(0, "fd", Fd), (2, "vectors", Int)],
-        "sendto" | "recvfrom" => &[(0, "fd", Fd), (2, "count", Int), (3, "flags", Hex)],
+        "sendto" | "recvfrom" => &[(0, "fd", Fd), (2, "count", Size), (3, "flags", Hex)],
         "close" | "fsync" | "fdatasync" | "fstat" | "getdents64" | "epoll_wait" | "epoll_pwait"
         | "accept" | "accept4" | "connect" | "bind" | "listen" | "sendmsg" | "recvmsg" | "ftruncate" => {
             &[(0, "fd", Fd)]
@@ -266,9 +268,9 @@ pub(super) fn decode(call: Call, args: &[u64; 6], strings: &Strings) -> Vec<Argu
         let raw = UNNAMED.iter().zip(args);
         return raw
             .map(|(name, value)| plain(name, format!("{value:#x}")))
+            .chain(strings.all.iter().map(|text| string("text", text)))
             .collect();
     };
-    let compat = matches!(call.abi, Abi::I386 | Abi::Arm);
     let vector = specs.iter().any(|(_, _, form)| matches!(form, Vector));
     let single = specs
         .iter()
@@ -280,17 +282,13 @@ pub(super) fn decode(call: Call, args: &[u64; 6], strings: &Strings) -> Vec<Argu
         .filter_map(|&(index, name, form)| {
             // Registers of 32-bit calls are zero-extended.
             let value = args[index];
-            let signed = if compat {
-                i64::from(value as u32 as i32)
-            } else {
-                value as i64
-            };
+            let int = (value as u32).cast_signed();
             Some(match form {
-                // A pid and the like is an int, whatever is in the upper half.
-                Int => plain(name, signed.to_string()),
+                Int => plain(name, int.to_string()),
+                Size => plain(name, value.to_string()),
                 Fd => plain(
                     name,
-                    match value as u32 as i32 {
+                    match int {
                         AT_FDCWD => "AT_FDCWD".to_owned(),
                         fd => fd.to_string(),
                     },

@@ -92,6 +92,8 @@ pub struct Verdict {
     pub deviation: f64,
     /// Deviations from the mean.
     pub score: f64,
+    /// What the history explains: the highest rate, or the lowest where the rate fell.
+    pub explained: f64,
     /// Calls that showed it.
     pub count: u64,
 }
@@ -108,6 +110,7 @@ impl Verdict {
             mean,
             deviation,
             score,
+            explained,
             ..
         } = self;
         match self.change {
@@ -119,13 +122,18 @@ impl Verdict {
                     format!("{} times", self.count)
                 }
             ),
-            Change::Anomaly => format!(
-                "{workload} makes {call} {rate:.1} times a second: {:.1} deviations {} its mean of {mean:.1} (deviation \
-                 {deviation:.1}), and {} than in all of the {watched} that it was watched.",
-                score.abs(),
-                if *score > 0.0 { "above" } else { "below" },
-                if *score > 0.0 { "more" } else { "less" },
-            ),
+            Change::Anomaly => {
+                let (side, bound) = if *score > 0.0 {
+                    ("above", "most")
+                } else {
+                    ("below", "least")
+                };
+                format!(
+                    "{workload} makes {call} {rate:.1} times a second: {:.1} deviations {side} its mean of {mean:.1} \
+                     (deviation {deviation:.1}), where {watched} of watching explain at {bound} {explained:.1}.",
+                    score.abs(),
+                )
+            }
         }
     }
 }
@@ -166,8 +174,8 @@ struct CallHistory {
     standing: bool,
 }
 
-/// Rate, mean, deviation and score.
-type Judgement = (f64, f64, f64, f64);
+/// Rate, mean, deviation, score, and the rate that is explained.
+type Judgement = (f64, f64, f64, f64, f64);
 
 impl CallHistory {
     /// Judges the window of `seconds` that is over. `watched` and `weight` are its workload's before it.
@@ -183,10 +191,12 @@ impl CallHistory {
             .max(1.0 / seconds)
             .max(mean / 10.0);
         let score = (rate - mean) / deviation;
-        let beyond = if score > 0.0 {
-            rate > self.highest * BEYOND
+        let (explained, beyond) = if score > 0.0 {
+            let explained = self.highest * BEYOND;
+            (explained, rate > explained)
         } else {
-            rate < self.lowest / BEYOND
+            let explained = self.lowest / BEYOND;
+            (explained, rate < explained)
         };
         if score.abs() < SCORE || !beyond {
             self.unusual = 0;
@@ -200,7 +210,7 @@ impl CallHistory {
             return None;
         }
         self.standing = true;
-        Some((rate, mean, deviation, score))
+        Some((rate, mean, deviation, score, explained))
     }
 
     /// Learns the window that was judged.
@@ -338,6 +348,7 @@ impl Baseline {
                     mean: 0.0,
                     deviation: 0.0,
                     score: 0.0,
+                    explained: 0.0,
                     count,
                 });
             }
@@ -408,7 +419,7 @@ impl Baseline {
             for (&call, of_call) in &mut history.calls {
                 let count = of_call.count;
                 let judged = of_call.judge(seconds, history.watched, history.weight, warmup);
-                if let Some((rate, mean, deviation, score)) = judged {
+                if let Some((rate, mean, deviation, score, explained)) = judged {
                     found.push(Verdict {
                         workload: workload.clone(),
                         call,
@@ -419,6 +430,7 @@ impl Baseline {
                         mean,
                         deviation,
                         score,
+                        explained,
                         count,
                     });
                 }

@@ -209,6 +209,7 @@ impl CallQuery {
             known: HashMap::new(),
             reduced: HashMap::new(),
             rows: BTreeMap::new(),
+            hidden: 0,
         };
         let (mut from_ns, mut to_ns, mut measured_ns) = (None, None, 0u64);
         for segment in store.history.segments(self.since, self.until) {
@@ -219,6 +220,7 @@ impl CallQuery {
                 groups.add(key.owner, key.call, record, (segment.from_ns, segment.to_ns));
             }
         }
+        let hidden = groups.hidden;
         let mut rows: Vec<CallRow> = groups.rows.into_values().collect();
         if let Some(verdicts) = &verdicts {
             self.add_without_history(&mut rows, verdicts);
@@ -235,7 +237,13 @@ impl CallQuery {
         rows.truncate(self.limit);
 
         let idle = self.since.or(self.until).unwrap_or(now_ns);
-        let notes = self.notes(store, from_ns, measured_ns);
+        let mut notes = self.notes(store, from_ns, measured_ns);
+        if hidden > 0 {
+            notes.push(format!(
+                "{hidden} calls are left out: they are counted for their cgroup without their number, so it is not known \
+                 whether they match the filter."
+            ));
+        }
         CallSelection {
             rows,
             summary: v1::SyscallSummary {
@@ -395,6 +403,8 @@ struct Groups<'a> {
     known: HashMap<OwnerId, (Known, Option<Workload>)>,
     reduced: HashMap<Arc<Owner>, u32>,
     rows: BTreeMap<GroupKey, CallRow>,
+    /// Calls of which it is not known whether they are those that are asked for.
+    hidden: u64,
 }
 
 impl Groups<'_> {
@@ -406,8 +416,10 @@ impl Groups<'_> {
             known,
             reduced,
             rows,
+            hidden,
         } = self;
-        if !query.filter.matches_call(call) {
+        let unknown = call.number == Call::UNKNOWN && query.filter.names_calls();
+        if !unknown && !query.filter.matches_call(call) {
             return;
         }
         let errnos = query.filter.errnos();
@@ -442,6 +454,10 @@ impl Groups<'_> {
         let Some(group) = *group else {
             return;
         };
+        if unknown {
+            *hidden = hidden.saturating_add(record.count);
+            return;
+        }
         let change = match (verdicts, workload) {
             (Some(verdicts), Some(workload)) => match verdicts.get(&(workload, call)) {
                 Some(verdict) => Some((*verdict).clone()),

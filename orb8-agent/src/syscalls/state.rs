@@ -16,9 +16,8 @@ const INTERVAL: Duration = Duration::from_secs(60);
 pub(crate) async fn save_regularly(core: Arc<Core>, directory: PathBuf, stop: CancellationToken) {
     let mut tick = tokio::time::interval(INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // The first is at once.
-    tick.tick().await;
     loop {
+        // The first is at once: a directory that cannot be written to is told of at the start.
         tokio::select! {
             () = stop.cancelled() => return,
             _ = tick.tick() => {}

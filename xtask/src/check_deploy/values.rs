@@ -15,16 +15,8 @@ use super::{
 };
 
 const CHART: &str = "deploy/helm/orb8";
-/// Settings that the chart has no key for: it sets them itself, its probes need them, or there is no such file or directory
-/// in a pod.
-const NOT_OFFERED: &[&str] = &[
-    "kubeconfig",
-    "metrics",
-    "metrics_address",
-    "metrics_port",
-    "node",
-    "state_dir",
-];
+/// Settings that the chart has no key for: it sets them itself, its probes need them, or there is no such file in a pod.
+const NOT_OFFERED: &[&str] = &["kubeconfig", "metrics", "metrics_address", "metrics_port", "node"];
 
 fn read(root: &Path, file: &str) -> Result<String> {
     fs::read_to_string(root.join(file)).with_context(|| format!("cannot read {file}"))
@@ -124,6 +116,7 @@ pub(super) fn accepted_though_wrong(tools: &Tools) -> Result<Vec<String>> {
             "/settings/syscall_events",
             json!({"settings": {"syscall_events": "execve, mount"}}),
         ),
+        ("/settings/state_dir", json!({"settings": {"state_dir": "/etc"}})),
         ("/settings/dns", json!({"settings": {"dns": "on"}})),
         (
             "/settings/grpc_address",

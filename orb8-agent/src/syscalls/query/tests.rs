@@ -176,10 +176,6 @@ fn filters_spans_and_limits_leave_out_the_rest() {
         let (rows, summary) = fixture.ask(&query);
         (counts(&rows), summary)
     };
-    let filter = |query: &mut v1::SyscallQuery, set: fn(&mut v1::SyscallFilter)| {
-        set(query.filter.get_or_insert_default());
-    };
-    let _ = filter;
     let sum = |(rows, _): (Vec<(String, String, u64)>, _)| rows.iter().map(|row| row.2).sum::<u64>();
     assert_eq!(
         sum(query(
@@ -229,6 +225,29 @@ fn filters_spans_and_limits_leave_out_the_rest() {
     assert_eq!(
         (rows.len(), summary.matched_rows, summary.matched_calls),
         (2, 5, 18)
+    );
+}
+
+#[test]
+fn calls_without_number_are_told_apart_and_never_guessed() {
+    let mut fixture = shop();
+    let id = fixture.owners.intern(pod("cart-1", "app", "Deployment/cart"));
+    fixture.store.record(id, Call::unknown()).count += 4;
+    fixture.end(false);
+    let (rows, _) = fixture.ask(&by(&[v1::SyscallGroup::Syscall]));
+    let other = rows.iter().find(|row| row.syscall == "other").unwrap();
+    assert_eq!((other.count, other.number, other.abi), (4, -1, 0));
+    let mut query = by(&[]);
+    query.filter = Some(v1::SyscallFilter {
+        syscalls: vec!["read".to_owned()],
+        ..v1::SyscallFilter::default()
+    });
+    let (rows, summary) = fixture.ask(&query);
+    assert!(rows.iter().all(|row| row.syscall == "read"));
+    assert!(
+        summary.notes[0].starts_with("4 calls are left out"),
+        "{:?}",
+        summary.notes
     );
 }
 
