@@ -12,24 +12,24 @@ use crate::{
 /// Characters of one argument's value that are shown.
 const VALUE: usize = 256;
 
-/// `time owner comm[pid/tid] call(name=value, …)`; of a change, `time NEW owner call: why`.
+/// `time owner comm[pid/tid] call(name=value, …)`; of a change, `time NEW why`.
 pub(crate) fn line(event: &SyscallEvent, style: &Style) -> String {
     let mut words = vec![timestamp::clock(event.time.as_ref(), 6)];
     let owner = syscall::owner(event.owner.as_ref());
     let call = sanitise::line(&syscall::call(&event.syscall, event.abi())).into_owned();
     if let Some(change) = &event.change {
         words.push(style.paint(syscall_table::kind(change), Tone::Warn));
-        words.extend(owner.map(|owner| sanitise::line(&owner).into_owned()));
-        let why = if change.explanation.is_empty() {
-            format!(
-                "{} calls/s, usual {}",
+        // An explanation names caller and call.
+        if change.explanation.is_empty() {
+            words.extend(owner.map(|owner| sanitise::line(&owner).into_owned()));
+            words.push(format!(
+                "{call}: {} calls/s, usual {}",
                 humanise::small_rate(change.rate),
                 syscall_table::usual(change, style)
-            )
+            ));
         } else {
-            sanitise::line(&change.explanation).into_owned()
-        };
-        words.push(format!("{call}: {why}"));
+            words.push(sanitise::line(&change.explanation).into_owned());
+        }
         return format!("{}\n", words.join(" "));
     }
     words.extend(owner.map(|owner| sanitise::line(&owner).into_owned()));

@@ -247,18 +247,12 @@ fn changes(rows: &[SyscallRow], view: View, to: Option<Timestamp>, style: &Style
     table.without_empty(&OPTIONAL).render(Some(style.width), style)
 }
 
-/// Why each change is one, a line each.
+/// Why each change is one, a sentence each, which names caller and call.
 pub(crate) fn explanations(rows: &[SyscallRow]) -> Vec<String> {
     rows.iter()
-        .filter_map(|row| {
-            let change = row
-                .change
-                .as_ref()
-                .filter(|change| !change.explanation.is_empty())?;
-            let who = syscall::owner(row.owner.as_ref()).unwrap_or_default();
-            let what = [who, syscall::call(&row.syscall, row.abi())].join(" ");
-            Some(format!("{}: {}", what.trim(), change.explanation))
-        })
+        .filter_map(|row| row.change.as_ref())
+        .map(|change| change.explanation.clone())
+        .filter(|explanation| !explanation.is_empty())
         .collect()
 }
 

@@ -221,7 +221,9 @@ pub fn change(name: &str) -> Option<SyscallChange> {
             watched,
             time: at(START - 3, 0),
             rate: 0.4,
-            explanation: "never made before in 1 d".into(),
+            explanation: format!(
+                "cart made {name} once, which it had not made in the 1d that it was watched."
+            ),
             ..SyscallChange::default()
         }),
         "accept4" | "futex" => Some(SyscallChange {
@@ -232,7 +234,9 @@ pub fn change(name: &str) -> Option<SyscallChange> {
             mean_rate: 20.5,
             deviation: 4.25,
             score: 28.1,
-            explanation: "140 calls/s, 28 deviations above its mean of 21".into(),
+            explanation: format!(
+                "cart makes {name} 140 times a second, 28 deviations above its mean of 20.5."
+            ),
         }),
         _ => None,
     }
