@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io,
     net::SocketAddr,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -49,9 +50,16 @@ use crate::{
             load::{CGROUP, LoadError, Network, NetworkOptions, NetworkPrograms},
             points::Points,
         },
+        syscall::{Mode, SyscallOptions},
     },
-    settings::{AttachMode, Settings},
+    settings::{AttachMode, Settings, SyscallMode},
     store::{History, HistoryLimits},
+    syscalls::{
+        self, ProbeSlot, SyscallLive, SyscallStore, Syscalls,
+        baseline::{Baseline, BaselineLimits},
+        history::{CallHistory, CallHistoryLimits},
+        totals::CallTotals,
+    },
 };
 
 /// Owners that history may refer to.
@@ -126,6 +134,7 @@ pub struct Agent {
     connections: async_mpsc::Sender<io::Result<DuplexStream>>,
     grpc_address: Option<SocketAddr>,
     metrics_address: Option<SocketAddr>,
+    state_dir: Option<PathBuf>,
     _clsact: Option<ClsactGuard>,
 }
 
@@ -246,6 +255,35 @@ impl Agent {
             identity,
         };
         let has_cluster = membership.cluster().is_some();
+        let syscall_options = SyscallOptions {
+            callers: settings.syscall_callers,
+            latencies: settings.syscall_latencies,
+            ring_bytes: u32::try_from(settings.syscall_ring_size.0).unwrap_or(u32::MAX),
+            mode: match settings.syscall_mode {
+                SyscallMode::Off => Mode::Off,
+                SyscallMode::Counts => Mode::Counts,
+                SyscallMode::Latency => Mode::Latency,
+            },
+        };
+        let mut baseline = Baseline::new(
+            BaselineLimits {
+                warmup: settings.syscall_warmup,
+                ..BaselineLimits::default()
+            },
+            unix_now_ns(),
+        );
+        let state_dir = settings.state_dir.get().map(Path::to_owned);
+        if let Some(directory) = &state_dir {
+            match baseline.load(directory) {
+                Ok(workloads) => info!(workloads, "took in what was learned about their calls"),
+                Err(error) => warn!(%error, "what workloads call is learned anew"),
+            }
+        }
+        let told = settings.syscall_events.calls().clone();
+        let (syscalls, syscall_rings) = Syscalls::new(
+            ProbeSlot::load(syscall_options, features),
+            SyscallLive::new(told.clone(), settings.stream_buffer),
+        );
         let arrival = names.identity.cgroups().map(Cgroups::arrival);
 
         let (commands, receiver) = mpsc::sync_channel(64);
@@ -267,6 +305,7 @@ impl Agent {
                 flow_entries: settings.flow_entries,
                 ring_bytes,
             },
+            syscalls,
             programs: Mutex::new(programs),
             cgroup_programs,
             points: Mutex::new(Points::default()),
@@ -281,6 +320,22 @@ impl Agent {
                     kubernetes: has_cluster,
                 }),
                 owners: OwnerTable::new(OWNERS),
+                syscalls: SyscallStore::new(
+                    CallHistory::new(
+                        CallHistoryLimits {
+                            span: settings.history,
+                            bytes: usize::try_from(settings.syscall_history_bytes.0).unwrap_or(usize::MAX),
+                        },
+                        started_ns,
+                    ),
+                    CallTotals::new(
+                        settings.syscall_series as usize,
+                        u32::try_from(settings.history.as_secs()).unwrap_or(u32::MAX),
+                        told,
+                    ),
+                    baseline,
+                    has_cluster,
+                ),
             }),
             counters,
             live: Live::new(control.clone(), settings.stream_buffer),
@@ -308,6 +363,7 @@ impl Agent {
             connections,
             grpc_address,
             metrics_address,
+            state_dir: state_dir.clone(),
             _clsact: clsact,
         };
 
@@ -325,6 +381,18 @@ impl Agent {
             events,
             stop.clone(),
         )));
+        agent.tasks.push(tokio::spawn(syscalls::read_events(
+            core.clone(),
+            syscall_rings,
+            stop.clone(),
+        )));
+        if let Some(directory) = state_dir {
+            agent.tasks.push(tokio::spawn(syscalls::state::save_regularly(
+                core.clone(),
+                directory,
+                stop.clone(),
+            )));
+        }
         if settings.dns {
             agent.tasks.push(tokio::spawn(live::read_dns_answers(
                 core.clone(),
@@ -413,6 +481,13 @@ impl Agent {
                 warn!("the pipeline did not end in time");
             }
         }
+        if let Some(directory) = self.state_dir.take() {
+            let core = self.core.clone();
+            let saved = tokio::task::spawn_blocking(move || syscalls::state::save(&core, &directory));
+            if tokio::time::timeout(STOP_TIME, saved).await.is_err() {
+                warn!("what was learned about workloads' calls was not saved in time");
+            }
+        }
         for task in self.tasks.drain(..) {
             task.abort();
         }
@@ -423,6 +498,7 @@ impl Agent {
         self.stop.cancel();
         lock(&self.core.points).clear();
         lock(&self.core.programs).detach();
+        lock(&self.core.syscalls.probe).probe = None;
         // A full queue is a pipeline that is about to look.
         let _ = self.core.commands.try_send(Command::Stop);
     }

@@ -17,6 +17,7 @@ use instruction::Instruction;
 
 const MAP_CREATE: libc::c_int = 0;
 const PROG_LOAD: libc::c_int = 5;
+const MAP_LOOKUP_BATCH: libc::c_int = 24;
 const MAP_LOOKUP_AND_DELETE_BATCH: libc::c_int = 25;
 const LINK_CREATE: libc::c_int = 28;
 
@@ -32,6 +33,8 @@ pub enum ProgramType {
     CgroupSkb = 8,
     /// TCP callbacks of a cgroup's sockets.
     SockOps = 13,
+    /// Tracepoints with their own arguments.
+    RawTracepoint = 17,
 }
 
 /// Map types that orb8 asks about.

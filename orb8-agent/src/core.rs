@@ -18,11 +18,15 @@ use crate::{
     membership::Membership,
     naming::Names,
     pipeline::Command,
-    probe::network::{
-        load::{Counters, NetworkPrograms},
-        points::Points,
+    probe::{
+        network::{
+            load::{Counters, NetworkPrograms},
+            points::Points,
+        },
+        syscall::Mode,
     },
     store::History,
+    syscalls::{SyscallStore, Syscalls},
 };
 
 /// Recent history and the owners that it names.
@@ -30,6 +34,7 @@ use crate::{
 pub(crate) struct Store {
     pub(crate) history: History,
     pub(crate) owners: OwnerTable,
+    pub(crate) syscalls: SyscallStore,
 }
 
 /// What the drain and the enrichment counted, since the start.
@@ -57,6 +62,8 @@ pub(crate) struct Core {
     pub(crate) settings: Vec<v1::Setting>,
     pub(crate) checks: Vec<v1::Check>,
     pub(crate) limits: LimitSettings,
+    /// Its probe's lock comes first.
+    pub(crate) syscalls: Syscalls,
     pub(crate) programs: Mutex<NetworkPrograms>,
     /// Programs at the cgroup2 root: name, and why it is off or has failed.
     pub(crate) cgroup_programs: Vec<(&'static str, v1::State, String)>,
@@ -122,6 +129,23 @@ impl Core {
         {
             let _ = wait.await;
         }
+    }
+
+    /// Switches what the syscall programs do; what they did before.
+    ///
+    /// # Errors
+    /// Why the mode is as before.
+    pub(crate) async fn set_syscall_mode(&self, mode: Mode) -> Result<Mode, String> {
+        let (done, wait) = oneshot::channel();
+        if self
+            .commands
+            .try_send(Command::SetSyscallMode { mode, done })
+            .is_err()
+        {
+            return Err("the agent is busy, or stopping; try again".to_owned());
+        }
+        wait.await
+            .unwrap_or_else(|_| Err("the agent is stopping".to_owned()))
     }
 
     pub(crate) fn is_ready(&self) -> bool {

@@ -3,7 +3,7 @@
 //! `probe` loads and attaches the eBPF programs and takes out of the kernel what they counted, `interfaces` follows
 //! network interfaces, `identity` knows whose an interface, a cgroup or an address is, `conntrack` what address
 //! translation made of a connection, `dns` under which name an address was asked for, `store` keeps recent history
-//! within bounds, `export` answers queries and scrapes, `settings` and `preflight` say how and whether it can run.
+//! within bounds, `syscalls` names system calls and keeps theirs, `export` answers queries and scrapes, `settings` and `preflight` say how and whether it can run.
 
 mod agent;
 pub mod bpf;
@@ -27,5 +27,6 @@ mod ring;
 pub mod settings;
 mod status;
 pub mod store;
+pub mod syscalls;
 
 pub use agent::{Agent, AgentError, Listen};

@@ -26,8 +26,10 @@ use crate::{
             load::SocketProcesses,
             points::Points,
         },
+        syscall::Mode,
     },
-    store::{Direction, Observation, PointId, Via, ViaId, octets},
+    store::{Direction, Labels, Observation, PointId, Via, ViaId, octets},
+    syscalls::SyscallReader,
 };
 
 /// What the pipeline is asked for.
@@ -37,6 +39,11 @@ pub(crate) enum Command {
     Drain {
         done: Option<oneshot::Sender<()>>,
         force: bool,
+    },
+    /// Switch what the syscall programs do; `done` hears what they did before, or why it stays so.
+    SetSyscallMode {
+        mode: Mode,
+        done: oneshot::Sender<Result<Mode, String>>,
     },
     /// Drain once more and end.
     Stop,
@@ -59,6 +66,7 @@ pub(crate) struct Pipeline {
     core: Arc<Core>,
     drain: EpochDrain,
     enricher: Enricher,
+    syscalls: SyscallReader,
     interval: Duration,
 }
 
@@ -79,6 +87,7 @@ impl Pipeline {
             epoch_ended: false,
         };
         Self {
+            syscalls: SyscallReader::new(core.clone()),
             core,
             drain,
             enricher,
@@ -103,6 +112,17 @@ impl Pipeline {
                         let _ = done.send(());
                     }
                 }
+                Ok(Command::SetSyscallMode { mode, done }) => {
+                    let result = if self.core.is_ready() {
+                        let switched = self.syscalls.set_mode(mode, unix_now_ns());
+                        switched.map_err(|error| error.to_string())
+                    } else {
+                        // Nothing is to be loaded any more.
+                        Err("the agent is stopping".to_owned())
+                    };
+                    // Nobody waits any more: it is switched all the same.
+                    let _ = done.send(result);
+                }
                 Err(RecvTimeoutError::Timeout) => {
                     last = Instant::now();
                     self.epoch();
@@ -117,7 +137,9 @@ impl Pipeline {
 
     /// Ends an epoch and stores it.
     fn epoch(&mut self) {
-        self.enricher.before();
+        if self.enricher.before() {
+            self.syscalls.forget_owners();
+        }
         let counted: u64 = [
             Hook::TcIngress,
             Hook::TcEgress,
@@ -130,6 +152,8 @@ impl Pipeline {
         .sum();
         let ended = self.drain.drain(&mut self.enricher);
         self.enricher.flush();
+        // Newcomers have been met meanwhile. What is read after that end is no less of this interval.
+        self.syscalls.read(unix_now_ns());
         match ended {
             Ok(ended) => {
                 self.core
@@ -186,8 +210,9 @@ impl Caches {
 }
 
 impl Enricher {
-    /// Brings names up to date.
-    fn before(&mut self) {
+    /// Brings names up to date; whether ids of owners may have been given to others.
+    fn before(&mut self) -> bool {
+        let mut forget = false;
         self.epoch_ended = false;
         let core = self.core.clone();
         // Looking at the machine takes its time: interfaces that come meanwhile are not to wait for it.
@@ -197,26 +222,34 @@ impl Enricher {
         let mut points = lock(&core.points);
         let mut names = lock(&core.names);
         let mut store = lock(&core.store);
-        let Store { history, owners } = &mut *store;
+        let Store {
+            history,
+            owners,
+            syscalls,
+        } = &mut *store;
         if self.flushed.elapsed() >= CACHE_AGE {
             self.flushed = Instant::now();
             self.caches.clear();
             let in_use = history.owners_in_use();
-            owners.retain(&in_use);
+            owners.retain(|id| in_use(id) || syscalls.names(id));
             drop(in_use);
+            forget = true;
             owners.rename_each(|owner| names.better(owner));
             if let Some(cluster) = &names.cluster {
                 cluster.expire(unix_now_ns());
-                history.remove_ended(|labels| {
+                let ended = |labels: &Labels| {
                     !labels.pod.is_empty()
                         && cluster
                             .pod(&labels.namespace, &labels.pod)
                             .is_none_or(|pod| pod.deleted)
-                });
+                };
+                history.remove_ended(ended);
+                syscalls.remove_ended(ended);
             }
         }
         name_points(&mut points, &mut names, owners);
         self.heed_news(&names, &mut store);
+        forget
     }
 
     /// The epoch has ended, and is about to be stored: what opened connections and came to life in it may be known only now.
@@ -250,7 +283,7 @@ impl Enricher {
         if generation == self.generation {
             return;
         }
-        let Store { history, owners } = store;
+        let Store { history, owners, .. } = store;
         let since = std::mem::replace(&mut self.generation, generation);
         self.caches.clear();
         owners.rename_each(|owner| names.better(owner));
@@ -296,7 +329,7 @@ impl Enricher {
             let via = resolver.names.via(&key, true);
             let (owner, direction, point) = resolver.reporter(&key, &counters, via.as_ref());
             let (peer, peer_kind) = resolver.peer(&key, direction, via.as_ref(), &counters);
-            let Store { history, owners } = &mut *store;
+            let Store { history, owners, .. } = &mut *store;
             let via = via.map_or(ViaId::STRAIGHT, |via| history.via(via));
             let observation = Observation {
                 key: &key,
@@ -317,7 +350,7 @@ impl Enricher {
         let core = self.core.clone();
         lock(&core.points).epoch_ended();
         let mut store = lock(&core.store);
-        let Store { history, owners } = &mut *store;
+        let Store { history, owners, .. } = &mut *store;
         history.commit(ended, owners);
         history.begin(ended);
     }

@@ -6,7 +6,7 @@ use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::probe::{kernel_clock::KernelClock, network::load::EventRing};
+use crate::probe::{kernel_clock::KernelClock, object::EventRing};
 
 /// Records that are read before others get their turn.
 const BATCH: usize = 256;

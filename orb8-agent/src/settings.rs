@@ -26,7 +26,10 @@ use orb8_proto::v1;
 pub use environment::{Environment, ProcessEnvironment};
 pub use error::{Names, SettingsError};
 pub use flags::{Flags, command};
-pub use value::{AttachMode, ByteSize, FilePath, LogFilter, NodeName, SettingValue, WatchPods};
+pub use value::{
+    AttachMode, ByteSize, DirectoryPath, FilePath, LogFilter, NodeName, SettingValue, SyscallMode,
+    SyscallNames, WatchPods,
+};
 
 use crate::interfaces::InterfacePattern;
 
@@ -210,6 +213,28 @@ settings! {
     conntrack: bool = true, any;
     /// Whether DNS answers that workloads get are read, to name external addresses.
     dns: bool = true, any;
+    /// What the syscall programs do: nothing (off), count calls as they are entered (counts), or also tell how each ended and
+    /// how long it took (latency). It can be switched while the agent runs, by SetSyscallMode.
+    syscall_mode: SyscallMode = SyscallMode::Counts, any;
+    /// Pairs of cgroup and ABI whose calls are told apart by number, 10 KiB each in the kernel and the agent. The calls of
+    /// those without room are counted by cgroup.
+    syscall_callers: u32 = 1024, between(16u32, 65536u32);
+    /// Latency histograms (of a cgroup, ABI and call) in latency mode, 344 bytes each; as many errors (of a cgroup, ABI,
+    /// call and errno) are told apart.
+    syscall_latencies: u32 = 16384, between(256u32, 1048576u32);
+    /// Bytes of the ring buffer for calls that are told one by one. A full ring costs liveness, never counts.
+    syscall_ring_size: ByteSize = ByteSize::kib(512), power_of_two(page_size(), ByteSize::mib(32));
+    /// Memory for the history of calls, which goes back as far as `history`. The oldest goes first, and is counted.
+    syscall_history_bytes: ByteSize = ByteSize::mib(8), between(ByteSize::kib(256), ByteSize::mib(1024));
+    /// Calls that are told one by one to those who follow events, separated by commas.
+    syscall_events: SyscallNames = SyscallNames::default(), any;
+    /// Bound on the time series of calls. An owner has 39 at most: its 20 most frequent calls, its 8 most frequent errors,
+    /// and the rest of each.
+    syscall_series: u32 = 10_000, between(64u32, 1_000_000u32);
+    /// So long a workload's calls are watched before anything about them is new or unusual.
+    syscall_warmup: Duration = Duration::from_secs(600), between(Duration::from_secs(1), Duration::from_secs(604_800));
+    /// Directory where the agent keeps what it has learned about workloads' calls, over its own end; none unless given.
+    state_dir: DirectoryPath = DirectoryPath::default(), any;
     /// Name of this node in answers, and in the cluster; the host name unless given.
     node: NodeName = NodeName::of_host(), any;
     /// What is logged: a level (error, warn, info, debug, trace) or a list such as `info,orb8_agent=debug`.

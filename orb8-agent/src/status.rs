@@ -8,6 +8,10 @@ use prost_types::Timestamp;
 
 use crate::core::{Core, lock};
 
+mod syscalls;
+
+pub(crate) use syscalls::{ledger as syscall_ledger, ring_losses as syscall_ring_losses};
+
 /// The agent's state now. Cost: some file reads in /proc and one look at every point.
 pub(crate) fn agent_status(core: &Core) -> v1::AgentStatus {
     let (interfaces, attached) = {
@@ -52,20 +56,24 @@ pub(crate) fn agent_status(core: &Core) -> v1::AgentStatus {
         turned_away: hook(core, PACKET_HOOKS).remainder,
         setting: "flow_entries".to_owned(),
     });
+    let calls = syscalls::status(core);
+    limits.extend(calls.limits);
+    let mut programs = programs(core, attached);
+    programs.extend(calls.programs);
     v1::AgentStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: core.node.clone(),
         started: Some(timestamp(core.started_ns)),
         uptime: Some(duration(core.started.elapsed())),
         kernel: core.kernel.clone(),
-        programs: programs(core, attached),
+        programs,
         interfaces,
         ledger: ledger(core),
         limits,
         checks: core.checks.clone(),
         flows_active,
         rss_bytes: rss,
-        map_bytes,
+        map_bytes: map_bytes + calls.map_bytes,
         cpu: Some(duration(cpu)),
         history_from: history_from.map(timestamp),
         settings: core.settings.clone(),
@@ -257,6 +265,7 @@ pub(crate) fn ledger(core: &Core) -> Vec<v1::LedgerRow> {
         ),
     ];
     rows.extend(lock(&core.store).history.ledger());
+    rows.extend(syscall_ledger(core));
     rows
 }
 

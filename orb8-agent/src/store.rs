@@ -23,12 +23,14 @@ mod model;
 
 pub use delta::Delta;
 pub use filter::QueryError;
-pub(crate) use filter::{Filter, UID, octets};
+pub(crate) use filter::{Filter, UID, is_called, octets};
 pub use history::{Committed, Forgotten, History, HistoryLimits, Observation};
 pub use interned::{PointId, Via, ViaId};
 pub use live::{LiveEvent, LiveFilter};
-pub(crate) use message::timestamp;
+pub(crate) use message::{endpoint, timestamp};
+pub(crate) use query::nanoseconds;
 pub use query::{Answer, Row, Selection};
+pub(crate) use totals::OTHER;
 pub use totals::{Labels, Protocol, Series, Totals, Unattributed};
 
 /// Which way a flow goes, seen from the workload that reports it.

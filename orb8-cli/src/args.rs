@@ -1,5 +1,9 @@
 //! What can be typed. Each option is defined once, here; what it means is resolved in the module that uses it.
 
+mod syscall;
+
+pub(crate) use syscall::*;
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::{
@@ -15,6 +19,7 @@ First steps:
   sudo orb8 top               live: who talks, how much
   sudo orb8 flows             observe for 5 seconds, then show every flow
   sudo orb8 trace network     new connections as they happen
+  sudo orb8 syscalls          observe for 5 seconds, then show who called the kernel, and how often
 No agent is needed: each loads the probes for as long as it runs, and detaches them after.
 
 With an agent, which keeps recent history, so that answers come at once (`sudo orb8-agent`):
@@ -26,11 +31,12 @@ In a Kubernetes cluster, through your kubeconfig, as kubectl does it:
   orb8 flows -A               who talks to whom, all namespaces, all nodes
   orb8 flows --edges -n shop  each flow once: what was sent, what arrived, what got lost
   orb8 pods -A                every pod, and whether its traffic can be told apart
+  orb8 syscalls -A --by pod   what each pod asks of the kernel; --waits: what it waits for
 
 Who answers, the first that is there: --agent or ORB8_AGENT; --standalone; --context and the other
 options of a cluster; the agent at 127.0.0.1:9090; the agents of the kubeconfig's current cluster,
-through its API server (pods that are labelled app.kubernetes.io/name=orb8-agent; needs the rights to
-list pods and to create pods/portforward in their namespace); else standalone.
+through its API server (pods that are labelled app.kubernetes.io/name=orb8-agent; needs the rights
+to list pods and to create pods/portforward in their namespace); else standalone.
 
 Exit codes: 0 done, 1 failed, 2 bad usage, 3 partial answer with --strict.";
 
@@ -84,12 +90,14 @@ Event kinds: NEW (first packet of a flow), SYN, SYN-ACK, FIN, RST. `x8` after an
 for eight new flows, since events came too fast for each to be told. Times are UTC.";
 
 const TOP_EXAMPLES: &str = "\
-Keys: up/down select, Enter shows the owner's peers, Esc goes back, s changes the sort order,
-p pauses, ? help, q quits.
+Keys: up/down select, Enter shows the owner's peers or calls, Esc goes back, s changes the sort
+order, Tab switches between network and syscalls, p pauses, ? help, q quits.
 
 Examples:
   sudo orb8 top
   orb8 top --namespace shop
+  orb8 top --pane syscalls        who calls the kernel, and what
+  orb8 top --sort time            who spends time there (in latency mode)
   orb8 top --count 3 | cat        plain text, three refreshes";
 
 /// Who talks to whom on this machine, how much, and is it healthy.
@@ -169,9 +177,15 @@ pub(crate) enum Command {
     Flows(Box<FlowsArgs>),
     /// Pods, and what is known of each: interfaces, cgroups, and whether its traffic can be told apart
     Pods(PodsArgs),
+    /// System calls: what each pod asks of the kernel, how often, how it ended and how long it took
+    Syscalls(Box<SyscallsArgs>),
+    /// Show or switch what the agents measure of system calls: nothing, counts, or errors and times too
+    SyscallMode(SyscallModeArgs),
     /// Events as they happen
     Trace(TraceArgs),
-    /// Live screen: owners by rate, and their peers
+    /// Profiles made of what was seen
+    Profile(ProfileArgs),
+    /// Live screen: owners by rate, and their peers or their system calls
     Top(TopArgs),
     /// Check whether this machine can run the probes, and say what to do
     ///
@@ -221,8 +235,8 @@ pub(crate) struct DoctorArgs {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Filters (run in the agent)")]
 pub(crate) struct ScopeArgs {
-    /// Kubernetes namespace of either end [default: the context's, if the answer comes through a kubeconfig, else
-    /// all]; repeat or separate by commas
+    /// Kubernetes namespace (of flows: of either end) [default: the context's, if the answer comes through a
+    /// kubeconfig, else all]; repeat or separate by commas
     #[arg(
         long, short, value_name = "NAME", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new(),
         conflicts_with = "all_namespaces"
@@ -401,6 +415,8 @@ pub(crate) struct TraceArgs {
 pub(crate) enum TraceFamily {
     /// New flows, TCP SYN, FIN and RST
     Network(TraceNetworkArgs),
+    /// Calls that matter one by one (execve, mount, ptrace…), and changes of what a workload calls
+    Syscalls(TraceSyscallsArgs),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -430,10 +446,31 @@ pub(crate) struct TraceNetworkArgs {
     pub(crate) filter: FilterArgs,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+/// Order of the network pane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum TopSort {
-    /// Bytes a second, both ways
     #[default]
+    Bytes,
+    Sent,
+    Received,
+    Packets,
+    Retransmits,
+    Name,
+}
+
+/// Order of the syscalls pane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum CallSort {
+    #[default]
+    Calls,
+    Errors,
+    Time,
+    Name,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TopSortArg {
+    /// Bytes a second, both ways
     Bytes,
     /// Bytes sent a second
     Sent,
@@ -443,16 +480,33 @@ pub(crate) enum TopSort {
     Packets,
     /// Retransmitted segments
     Retransmits,
+    /// System calls a second
+    Calls,
+    /// Failed system calls a second, where they are measured
+    Errors,
+    /// Time in system calls, where it is measured
+    Time,
     /// Name
     Name,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PaneArg {
+    /// Owners and their peers, by traffic
+    Network,
+    /// Owners and their system calls
+    Syscalls,
 }
 
 #[derive(Args, Debug)]
 #[command(after_help = TOP_EXAMPLES)]
 pub(crate) struct TopArgs {
-    /// Order of the owners
-    #[arg(long, value_enum, default_value_t = TopSort::Bytes)]
-    pub(crate) sort: TopSort,
+    /// What is shown first; Tab switches [default: network, or what --sort is about]
+    #[arg(long, value_enum)]
+    pub(crate) pane: Option<PaneArg>,
+    /// Order of the owners [default: bytes; calls in the syscalls pane]
+    #[arg(long, value_enum)]
+    pub(crate) sort: Option<TopSortArg>,
     /// Time between refreshes, 100ms to 1h
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = ValueParser::new(filter::interval))]
     pub(crate) interval: Duration,

@@ -5,21 +5,35 @@ mod doctor;
 mod flows;
 mod man;
 mod pods;
+mod profile;
 mod status;
+mod syscall_mode;
+mod syscalls;
 mod top;
 mod trace;
 
 pub(crate) use pods::Told;
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use tokio::time::Instant;
 
 use crate::{
-    args::{Cli, Command, TargetArgs, TraceFamily},
-    connect,
+    args::{Cli, Command, ProfileKind, TargetArgs, TraceFamily},
+    connect::{self, Need},
     exit::{Interrupted, Outcome, Usage},
+    filter,
+    fleet::Fleet,
+    humanise,
     signals::Stop,
+    terminal,
 };
+
+/// How long a standalone snapshot observes, unless told.
+const OBSERVATION: Duration = Duration::from_secs(5);
+/// How many rows a table shows, unless told.
+const TABLE_LIMIT: u32 = 50;
 
 /// Does what was asked.
 ///
@@ -62,13 +76,19 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 /// Verbs that ask an agent: finds who answers, asks, and detaches whatever was attached, also after an error.
 async fn ask(target: &TargetArgs, command: Command) -> anyhow::Result<Outcome> {
     let stop = Stop::on_signals()?;
-    let fleet = unless_stopped(&stop, connect::open(target)).await?;
+    let fleet = unless_stopped(&stop, connect::open(target, need(&command))).await?;
     let result = match command {
         Command::Status(args) => unless_stopped(&stop, status::run(&fleet, &args)).await,
         Command::Pods(args) => unless_stopped(&stop, pods::run(&fleet, &args)).await,
         Command::Flows(args) => flows::run(&fleet, &args, &stop).await,
+        Command::Syscalls(args) => syscalls::run(&fleet, &args, &stop).await,
+        Command::SyscallMode(args) => unless_stopped(&stop, syscall_mode::run(&fleet, &args)).await,
         Command::Trace(args) => match args.family {
-            TraceFamily::Network(args) => trace::run(&fleet, &args, &stop).await,
+            TraceFamily::Network(args) => trace::network(&fleet, &args, &stop).await,
+            TraceFamily::Syscalls(args) => trace::syscalls(&fleet, &args, &stop).await,
+        },
+        Command::Profile(args) => match args.kind {
+            ProfileKind::Seccomp(args) => profile::run(&fleet, &args, &stop).await,
         },
         Command::Top(args) => top::run(&fleet, &args, &stop).await,
         Command::Doctor(_) | Command::Completions { .. } | Command::Man { .. } => Ok(Outcome::Done),
@@ -77,6 +97,39 @@ async fn ask(target: &TargetArgs, command: Command) -> anyhow::Result<Outcome> {
     let outcome = result?;
     stopped?;
     Ok(outcome)
+}
+
+/// What the verb needs of an agent that is started for it.
+fn need(command: &Command) -> Need {
+    match command {
+        Command::Syscalls(args) if filter::syscall::needs_latency(args) => Need::Latency,
+        Command::Syscalls(_) | Command::Profile(_) => Need::Counts,
+        Command::Trace(args) if matches!(args.family, TraceFamily::Syscalls(_)) => Need::Counts,
+        Command::SyscallMode(_) => Need::Running,
+        _ => Need::Network,
+    }
+}
+
+/// How long to observe before the answer, if at all: as typed, or since standalone nothing was observed yet.
+fn observation(fleet: &Fleet, typed: Option<Duration>) -> Option<Duration> {
+    typed.or_else(|| fleet.is_standalone().then_some(OBSERVATION))
+}
+
+/// Waits while the agents observe. Whether the user asked to end before: the answer is wanted all the same.
+async fn observe(duration: Duration, stop: &Stop) -> bool {
+    terminal::say(&format!(
+        "orb8: observing for {} … (^C: enough)",
+        humanise::seconds(duration.as_secs_f64())
+    ));
+    tokio::select! {
+        () = tokio::time::sleep(duration) => false,
+        () = stop.requested() => true,
+    }
+}
+
+/// That not all is shown, if it is so.
+fn cut(shown: u64, all: u64, what: &str, sort: &str) -> Option<String> {
+    (shown < all).then(|| format!("{shown} of {all} {what} shown, the first by {sort} (--limit 0: all)"))
 }
 
 /// The result of `work`, or [`Interrupted`] if the user asks to end first.

@@ -3,7 +3,8 @@
 
 use std::{env, fmt, str::FromStr, time::Duration};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
+use orb8_agent::settings::SyscallMode;
 use orb8_proto::v1::GetAgentStatusRequest;
 use tonic::transport::{Channel, Endpoint};
 
@@ -85,6 +86,19 @@ enum Target {
     Any,
 }
 
+/// What a verb needs of an agent that is started for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// No system calls.
+    Network,
+    /// System calls are counted.
+    Counts,
+    /// Their errors and times are measured too.
+    Latency,
+    /// It must be one that goes on after the command.
+    Running,
+}
+
 /// What was typed and what the environment says, in this order.
 fn target(args: &TargetArgs, environment: Option<&str>) -> Result<Target, Usage> {
     let environment = environment.filter(|value| !value.is_empty());
@@ -122,20 +136,20 @@ fn target(args: &TargetArgs, environment: Option<&str>) -> Result<Target, Usage>
 ///
 /// # Errors
 /// If nobody does: what was tried, and what to do.
-pub(crate) async fn open(args: &TargetArgs) -> anyhow::Result<Fleet> {
+pub(crate) async fn open(args: &TargetArgs, need: Need) -> anyhow::Result<Fleet> {
     match target(args, env::var("ORB8_AGENT").ok().as_deref())? {
         Target::Agents(addresses) => match addresses.as_slice() {
             [address] => with_agent(address).await,
             addresses => with_agents(addresses),
         },
         Target::Cluster => cluster::find(&args.cluster).await,
-        Target::Standalone => standalone(args).await,
-        Target::Any => any(args).await,
+        Target::Standalone => standalone(args, need).await,
+        Target::Any => any(args, need).await,
     }
 }
 
 /// An agent of this machine, else the cluster's, else one in this process.
-async fn any(args: &TargetArgs) -> anyhow::Result<Fleet> {
+async fn any(args: &TargetArgs, need: Need) -> anyhow::Result<Fleet> {
     if let Some(fleet) = local().await {
         terminal::say(&format!("orb8: using the agent at {LOCAL} (--standalone: not)"));
         return Ok(fleet);
@@ -145,6 +159,7 @@ async fn any(args: &TargetArgs) -> anyhow::Result<Fleet> {
         Ok(fleet) => return Ok(fleet),
         Err(error) => match error.downcast::<ClusterError>() {
             Ok(ClusterError::NoContext) => {}
+            Ok(error) if error.is_absence() && need == Need::Running => tried = format!("{tried}; {error}"),
             Ok(error) if error.is_absence() => {
                 terminal::say(&format!("orb8: {error}; looking at this machine instead"));
                 tried = format!("{tried}; {error}");
@@ -153,7 +168,10 @@ async fn any(args: &TargetArgs) -> anyhow::Result<Fleet> {
             Err(error) => return Err(error),
         },
     }
-    standalone(args).await.context(tried)
+    if need == Need::Running {
+        bail!("{tried}: start an agent (`sudo orb8-agent`), or name one with --agent HOST:PORT");
+    }
+    standalone(args, need).await.context(tried)
 }
 
 async fn with_agent(address: &AgentAddress) -> anyhow::Result<Fleet> {
@@ -206,9 +224,22 @@ async fn local() -> Option<Fleet> {
     tokio::time::timeout(ANSWER_TIMEOUT, attempt).await.ok().flatten()
 }
 
-async fn standalone(args: &TargetArgs) -> anyhow::Result<Fleet> {
+async fn standalone(args: &TargetArgs, need: Need) -> anyhow::Result<Fleet> {
+    let syscalls = match need {
+        Need::Network => SyscallMode::Off,
+        Need::Counts => SyscallMode::Counts,
+        Need::Latency => SyscallMode::Latency,
+        Need::Running => {
+            return Err(Usage(
+                "this is about an agent that goes on after the command: leave --standalone and --interface out"
+                    .to_owned(),
+            )
+            .into());
+        }
+    };
     let options = StandaloneOptions {
         interfaces: args.interface.clone(),
+        syscalls,
     };
     Ok(Fleet::standalone(Standalone::start(&options).await?))
 }

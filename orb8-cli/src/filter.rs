@@ -1,5 +1,7 @@
 //! From flags to the protocol's query: pure functions. All filtering is the agent's work.
 
+pub(crate) mod syscall;
+
 use std::{
     net::IpAddr,
     time::{Duration, SystemTime},
@@ -252,6 +254,25 @@ pub(crate) fn flow_query(
     limit: u32,
     now: SystemTime,
 ) -> Result<FlowQuery, Usage> {
+    let (since, until) = span(since, until, now)?;
+    Ok(FlowQuery {
+        filter: Some(filter),
+        since,
+        until,
+        limit,
+        sort: flow_sort(sort).into(),
+    })
+}
+
+/// A span of time, with ages counted from `now`.
+///
+/// # Errors
+/// If it is empty.
+fn span(
+    since: Option<&Time>,
+    until: Option<&Time>,
+    now: SystemTime,
+) -> Result<(Option<Timestamp>, Option<Timestamp>), Usage> {
     let since = since.map(|time| time.resolve(now));
     let until = until.map(|time| time.resolve(now));
     if let (Some(since), Some(until)) = (&since, &until)
@@ -263,13 +284,7 @@ pub(crate) fn flow_query(
             timestamp::date_clock(Some(until)),
         )));
     }
-    Ok(FlowQuery {
-        filter: Some(filter),
-        since,
-        until,
-        limit,
-        sort: flow_sort(sort).into(),
-    })
+    Ok((since, until))
 }
 
 #[cfg(test)]

@@ -42,6 +42,54 @@ pub(crate) fn micros(us: u32, utf8: bool) -> String {
     }
 }
 
+/// Nanoseconds, at most 6 characters up to a century: `640ns`, `210µs`, `1.5ms`, `12ms`, `3.0s`, `9999s`, `3h`. Cut.
+pub(crate) fn nanos(ns: u64, utf8: bool) -> String {
+    match ns {
+        0..1000 => format!("{ns}ns"),
+        1000..10_000 => {
+            let unit = if utf8 { "µs" } else { "us" };
+            format!("{}.{}{unit}", ns / 1000, ns % 1000 / 100)
+        }
+        10_000..10_000_000_000_000 => {
+            let us = u32::try_from(ns / 1000).unwrap_or(u32::MAX);
+            if ns / 1000 > u64::from(us) {
+                format!("{}s", ns / 1_000_000_000)
+            } else {
+                micros(us, utf8)
+            }
+        }
+        _ => format!("{}h", ns / 3_600_000_000_000),
+    }
+}
+
+/// An upper bound in nanoseconds, at most 7 characters up to a century: `≤640ns`, `≤2.1ms`. Never less than it is.
+pub(crate) fn bound(ns: u64, utf8: bool) -> String {
+    // What `nanos` cuts is below this step.
+    let step = match ns {
+        0..1000 => 1,
+        1000..10_000 => 100,
+        10_000..1_000_000 => 1000,
+        1_000_000..10_000_000 => 100_000,
+        10_000_000..1_000_000_000 => 1_000_000,
+        1_000_000_000..10_000_000_000 => 100_000_000,
+        10_000_000_000..10_000_000_000_000 => 1_000_000_000,
+        _ => 3_600_000_000_000,
+    };
+    let up = ns.div_ceil(step).saturating_mul(step);
+    format!("{}{}", if utf8 { "≤" } else { "<=" }, nanos(up, utf8))
+}
+
+/// A rate in counts a second: `0.02`, `1.5`, `12k`; nothing shows as 0 that is not.
+pub(crate) fn small_rate(rate: f64) -> String {
+    match rate {
+        _ if rate >= 10.0 => self::rate(rate),
+        _ if rate >= 0.95 => format!("{rate:.1}"),
+        _ if rate >= 0.01 => format!("{rate:.2}"),
+        _ if rate > 0.0 => "<0.01".to_owned(),
+        _ => "0".to_owned(),
+    }
+}
+
 /// A rate in bytes a second: `1.5 MiB/s`.
 pub(crate) fn byte_rate(rate: f64) -> String {
     format!("{}/s", bytes(whole(rate)))
@@ -114,6 +162,19 @@ mod tests {
         assert_eq!(seconds(7200.0), "2 h");
         assert_eq!(counted(1, "flow", "flows"), "1 flow");
         assert_eq!(byte_rate(f64::NAN), "0 B/s");
+        assert_eq!(nanos(640, true), "640ns");
+        assert_eq!(nanos(2_097_152, true), "2.0ms");
+        assert_eq!(nanos(5_000_000_000_000, true), "5000s");
+        assert_eq!(nanos(u64::MAX, true), "5124095h");
+        assert_eq!(bound(2_097_152, true), "≤2.1ms");
+        assert_eq!(bound(512, false), "<=512ns");
+        assert_eq!(bound(2048, true), "≤2.1µs");
+        assert_eq!(bound(9999, true), "≤10µs");
+        assert_eq!(bound(131_072, false), "<=132us");
+        assert_eq!(bound(9_999_999, true), "≤10ms");
+        assert_eq!(small_rate(0.004), "<0.01");
+        assert_eq!(small_rate(9.96), "10.0");
+        assert_eq!(small_rate(f64::NAN), "0");
     }
 
     proptest! {

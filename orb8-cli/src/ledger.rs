@@ -1,6 +1,6 @@
 //! What was lost, in sentences: the end of every answer.
 
-use orb8_proto::v1::{FlowSummary, LedgerRow};
+use orb8_proto::v1::{FlowSummary, LedgerRow, SyscallSummary};
 
 use crate::humanise;
 
@@ -22,6 +22,14 @@ impl Losses {
         let mut losses = Self::of_ledger(&summary.ledger);
         losses.sentences.extend(summary.notes.iter().cloned());
         losses
+    }
+
+    /// Of an answer about system calls, without its notes. `None`: it came without a summary.
+    pub(crate) fn of_syscalls(summary: Option<&SyscallSummary>) -> Self {
+        summary.map_or_else(
+            || Self::of_answer(None),
+            |summary| Self::of_ledger(&summary.ledger),
+        )
     }
 
     /// Of a ledger's rows.

@@ -1,5 +1,7 @@
 //! Asking the agents, and joining what they answer.
 
+pub(crate) mod syscall;
+
 use std::{cmp::Ordering, collections::VecDeque};
 
 use orb8_proto::v1::{
@@ -13,7 +15,6 @@ use crate::{
     ends,
     fleet::{self, Fleet, Member, no_answer, nobody},
     ledger::Losses,
-    timestamp,
 };
 
 /// Flows of many agents that are handed on at once.
@@ -232,10 +233,7 @@ impl Answer {
             }
             summaries.extend(source.summary);
         }
-        let settled = summaries
-            .iter()
-            .filter_map(|summary| summary.to)
-            .min_by(|a, b| in_time(*a, *b));
+        let settled = earliest(summaries.iter().map(|summary| summary.to));
         End {
             summary: join(summaries).filter(|_| complete),
             settled,
@@ -268,14 +266,8 @@ fn join(summaries: Vec<FlowSummary>) -> Option<FlowSummary> {
     let mut all = summaries.next()?;
     for summary in summaries {
         all.node = format!("{nodes} nodes");
-        all.from = [all.from, summary.from]
-            .into_iter()
-            .flatten()
-            .min_by(|a, b| in_time(*a, *b));
-        all.to = [all.to, summary.to]
-            .into_iter()
-            .flatten()
-            .max_by(|a, b| in_time(*a, *b));
+        all.from = earliest([all.from, summary.from]);
+        all.to = latest([all.to, summary.to]);
         all.matched_flows = all.matched_flows.saturating_add(summary.matched_flows);
         all.matched_packets = all.matched_packets.saturating_add(summary.matched_packets);
         all.matched_bytes = all.matched_bytes.saturating_add(summary.matched_bytes);
@@ -283,6 +275,16 @@ fn join(summaries: Vec<FlowSummary>) -> Option<FlowSummary> {
         all.notes.clear();
     }
     Some(all)
+}
+
+/// The earliest of these times.
+fn earliest(times: impl IntoIterator<Item = Option<Timestamp>>) -> Option<Timestamp> {
+    times.into_iter().flatten().min_by(|a, b| in_time(*a, *b))
+}
+
+/// The latest of these times.
+fn latest(times: impl IntoIterator<Item = Option<Timestamp>>) -> Option<Timestamp> {
+    times.into_iter().flatten().max_by(|a, b| in_time(*a, *b))
 }
 
 fn in_time(a: Timestamp, b: Timestamp) -> Ordering {
@@ -318,13 +320,8 @@ pub(crate) async fn counted_until(fleet: &Fleet) -> anyhow::Result<(Cursor, Opti
     let mut answer = Answer::to(fleet, &query, &Cursor::default()).await?;
     while answer.next().await?.is_some() {}
     let end = answer.end();
-    let to = end
-        .cursor
-        .0
-        .iter()
-        .flatten()
-        .copied()
-        .reduce(|a, b| if timestamp::is_after(&b, &a) { b } else { a });
+    let to = end.cursor.0.iter().copied();
+    let to = latest(to);
     Ok((end.cursor, to))
 }
 

@@ -11,4 +11,8 @@ pub(crate) mod flow_table;
 pub(crate) mod footer;
 pub(crate) mod pods;
 pub(crate) mod status;
+pub(crate) mod syscall_csv;
+pub(crate) mod syscall_event;
+pub(crate) mod syscall_json;
+pub(crate) mod syscall_table;
 pub(crate) mod table;

@@ -3,7 +3,10 @@
 use std::fs;
 
 use anyhow::bail;
-use orb8_agent::{Agent, Listen, settings::Settings};
+use orb8_agent::{
+    Agent, Listen,
+    settings::{Settings, SyscallMode},
+};
 use tonic::transport::Channel;
 
 /// What the probes of one command observe.
@@ -11,6 +14,8 @@ use tonic::transport::Channel;
 pub(crate) struct StandaloneOptions {
     /// Names or patterns of interfaces that are observed beside the workloads' own.
     pub(crate) interfaces: Vec<String>,
+    /// What is measured of system calls.
+    pub(crate) syscalls: SyscallMode,
 }
 
 /// A running agent of this process. [`Standalone::stop`] detaches its probes.
@@ -38,6 +43,7 @@ impl Standalone {
             .iter()
             .map(|pattern| pattern.parse())
             .collect::<Result<_, _>>()?;
+        settings.syscall_mode = options.syscalls;
         let agent = Agent::start(&settings, Listen::InProcess).await?;
         Ok(Self { agent })
     }

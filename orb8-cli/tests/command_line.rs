@@ -17,7 +17,10 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use orb8_proto::v1::{FlowFilter, FlowSort, ListPodsRequest};
+use orb8_proto::v1::{
+    FlowFilter, FlowSort, ListPodsRequest, SyscallFilter, SyscallGroup, SyscallMode, SyscallQuery,
+    SyscallSort,
+};
 
 fn orb8(agent: &str, line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_orb8"));
@@ -114,6 +117,10 @@ fn an_agent_that_is_away_does_not_silence_the_others() {
         "pods",
         "status",
         "trace network --count 3",
+        "syscalls",
+        "syscalls --by syscall -o json",
+        "syscall-mode",
+        "trace syscalls --count 3",
     ] {
         let (code, stdout, stderr) = run(&format!("{one},{away}"), &format!("{line} --strict"));
         assert_eq!(code, Some(3), "{line}: {stderr}");
@@ -313,6 +320,9 @@ fn losses_are_told_and_strict_makes_them_an_exit_code() {
         "flows -o json --strict",
         "status --strict",
         "trace network --count 5 --strict",
+        "syscalls --strict",
+        "syscalls -o csv --strict",
+        "trace syscalls --count 5 --strict",
     ] {
         assert_eq!(run(&clean, line).0, Some(0), "{line}");
         let (code, stdout, stderr) = run(&lossy, line);
@@ -371,7 +381,10 @@ fn closed_pipes_are_no_failure() {
         "flows -o json --watch --interval 100ms",
         "trace network",
         "trace network -o json",
+        "syscalls -o json --watch --interval 100ms",
+        "trace syscalls",
         "top --interval 100ms",
+        "top --interval 100ms --pane syscalls",
     ] {
         let mut child = spawn(&agent, line);
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -409,6 +422,8 @@ fn signals_end_what_runs_on_with_success() {
         for line in [
             "trace network",
             "flows --watch --interval 100ms",
+            "syscalls --watch --interval 100ms",
+            "trace syscalls",
             "top --interval 100ms",
         ] {
             let mut child = spawn(&agent, line);
@@ -533,6 +548,10 @@ fn completions_and_man_pages_are_complete() {
         "orb8.1",
         "orb8-flows.1",
         "orb8-trace-network.1",
+        "orb8-syscalls.1",
+        "orb8-syscall-mode.1",
+        "orb8-trace-syscalls.1",
+        "orb8-profile-seccomp.1",
         "orb8-top.1",
         "orb8-doctor.1",
     ] {
@@ -559,4 +578,192 @@ fn a_local_agent_is_found() {
         stdout.contains("6.18.0") && stderr.contains("using the agent at 127.0.0.1:9090"),
         "{stderr}"
     );
+}
+
+#[test]
+fn calls_are_asked_with_these_conditions() {
+    let (agent, asked) = serve(Story::Clean);
+    let agent = agent.to_string();
+    let line = "syscalls -n a --pod p --workload Deployment/cart --container c --owner nginx --syscall i386:openat,7 \
+                --category file --errno ENOENT --by syscall,node --sort time --limit 3 -o json";
+    assert_eq!(run(&agent, line).0, Some(0));
+    assert_eq!(
+        asked.syscalls.lock().unwrap().pop().unwrap(),
+        SyscallQuery {
+            filter: Some(SyscallFilter {
+                namespaces: vec!["a".into()],
+                pods: vec!["p".into()],
+                workloads: vec!["Deployment/cart".into()],
+                containers: vec!["c".into()],
+                owners: vec!["nginx".into()],
+                syscalls: vec!["i386:openat".into(), "7".into()],
+                categories: vec!["file".into()],
+                errnos: vec!["ENOENT".into()],
+            }),
+            by: vec![SyscallGroup::Syscall.into(), SyscallGroup::Node.into()],
+            sort: SyscallSort::Time.into(),
+            limit: 3,
+            ..SyscallQuery::default()
+        }
+    );
+    let line = "trace syscalls --syscall read --sample 7 --count 1 --owner nginx";
+    assert_eq!(run(&agent, line).0, Some(0));
+    let request = asked.events.lock().unwrap().pop().unwrap();
+    assert_eq!((request.network, request.syscall_sampling), (None, 7));
+    assert_eq!(
+        request.syscall.unwrap(),
+        SyscallFilter {
+            owners: vec!["nginx".into()],
+            syscalls: vec!["read".into()],
+            ..SyscallFilter::default()
+        }
+    );
+    // Flows only, as ever.
+    run(&agent, "trace network --count 1");
+    assert_eq!(asked.events.lock().unwrap().pop().unwrap().syscall, None);
+}
+
+#[test]
+fn calls_of_several_agents_are_summed_before_the_limit() {
+    let (one, asked) = serve(Story::ClusterOne);
+    let (two, _) = serve(Story::ClusterTwo);
+    let both = format!("{one},{two}");
+    let (code, stdout, _) = run(&both, "syscalls --by workload --pod cart -o json --limit 1");
+    assert_eq!((code, stdout.lines().count()), (Some(0), 1));
+    let row: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((row["count"].as_u64(), row["node"].as_str()), (Some(1520), None));
+    assert_eq!(asked.syscalls.lock().unwrap().last().unwrap().limit, 0);
+    let (_, stdout, _) = run(&both, "syscalls --by workload,node --pod cart -o json");
+    assert_eq!(stdout.lines().count(), 2);
+    let (_, stdout, _) = run(&both, "syscalls --by pod -o json --limit 2");
+    assert_eq!(stdout.lines().count(), 2);
+    assert_eq!(asked.syscalls.lock().unwrap().last().unwrap().limit, 2);
+}
+
+#[test]
+fn an_agent_that_does_not_switch_is_named() {
+    let (one, asked) = serve(Story::ClusterOne);
+    let (broken, _) = serve(Story::Broken);
+    let (code, stdout, _) = run(&one.to_string(), "syscall-mode latency");
+    assert_eq!(code, Some(0), "{stdout}");
+    assert_eq!(*asked.modes.lock().unwrap(), [SyscallMode::Latency]);
+    let (code, stdout, _) = run(&format!("{one},{broken}"), "syscall-mode counts");
+    assert_eq!(code, Some(1));
+    assert!(
+        stdout.contains("n1    latency  counts")
+            && stdout.contains(&format!("no answer from {broken}: loading syscall/sys_exit")),
+        "{stdout}"
+    );
+    let (code, stdout, stderr) = run(&broken.to_string(), "syscall-mode off");
+    assert_eq!((code, &*stdout), (Some(1), ""));
+    assert!(stderr.contains("the kernel refuses it"), "{stderr}");
+    // Bad usage shows before an agent is started, and none is started for this.
+    let (code, _, stderr) = run("", "--standalone syscall-mode latency");
+    assert_eq!(code, Some(2), "{stderr}");
+}
+
+#[test]
+fn watching_calls_prints_each_interval_once() {
+    let (agent, asked) = serve(Story::Ticking);
+    let (code, stdout, _) = run(
+        &agent.to_string(),
+        "syscalls -o json --watch --interval 100ms --count 3 --syscall futex",
+    );
+    assert_eq!((code, stdout.lines().count()), (Some(0), 3));
+    let queries = asked.syscalls.lock().unwrap().clone();
+    let since: Vec<i64> = queries
+        .iter()
+        .skip(1)
+        .map(|query| query.since.unwrap().seconds)
+        .collect();
+    assert_eq!(since, [since[0], since[0] + 1, since[0] + 2]);
+}
+
+/// ^C ends the watch, not the profile.
+#[test]
+fn a_profile_that_is_cut_short_holds_what_was_seen() {
+    let (agent, _) = serve(Story::Live);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("nginx.json");
+    let line = format!(
+        "profile seccomp --owner nginx.service --duration 1m --output {}",
+        file.display()
+    );
+    let mut child = spawn(&agent.to_string(), &line);
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    assert!(line.contains("watching for 1 min"), "{line}");
+    assert!(!file.exists(), "it appears when it is complete");
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(ends_within(&mut child, Duration::from_secs(5)), Some(0));
+    stderr.read_to_string(&mut line).unwrap();
+    for expected in [
+        "4 kinds of",
+        "by 1 container",
+        "no call was lost",
+        "did not see its start",
+    ] {
+        assert!(line.contains(expected), "{expected} in {line}");
+    }
+    let profile: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let names = profile["syscalls"][0]["names"].as_array().unwrap();
+    assert!(names.contains(&"epoll_wait".into()) && names.contains(&"capset".into()));
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        1,
+        "nothing else is left"
+    );
+}
+
+#[test]
+fn a_profile_is_never_made_of_nothing_and_says_what_it_misses() {
+    let (clean, _) = serve(Story::Clean);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("p.json");
+    let (code, stdout, stderr) = run(
+        &clean.to_string(),
+        &format!("profile seccomp --owner nobody --output {}", file.display()),
+    );
+    assert_eq!((code, &*stdout, file.exists()), (Some(1), "", false), "{stderr}");
+    assert!(stderr.contains("no profile is written"), "{stderr}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    let (lossy, _) = serve(Story::Lossy);
+    let line = "profile seccomp --owner nginx.service";
+    assert_eq!(run(&clean.to_string(), &format!("{line} --strict")).0, Some(0));
+    assert_eq!(run(&lossy.to_string(), line).0, Some(0));
+    let (code, _, stderr) = run(&lossy.to_string(), &format!("{line} --strict"));
+    assert_eq!(code, Some(3));
+    assert!(stderr.contains("lost 77 of 100000 calls"), "{stderr}");
+}
+
+#[test]
+fn top_s_panes_ask_only_for_what_they_show() {
+    let (agent, asked) = serve(Story::Ticking);
+    let agent = agent.to_string();
+    let line = "top --sort time --interval 100ms --count 2 --owner nginx.service";
+    let (code, stdout, stderr) = run(&agent, line);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(
+        stdout.lines().filter(|line| line.starts_with("--- 2026")).count(),
+        2
+    );
+    let row = stdout
+        .lines()
+        .find(|line| line.starts_with("nginx.service"))
+        .unwrap();
+    assert!(row.contains("54k") && row.contains("epoll_wait"), "{row}");
+    assert!(asked.flows.lock().unwrap().is_empty());
+    let query = asked.syscalls.lock().unwrap().pop().unwrap();
+    assert_eq!(
+        query.by,
+        [i32::from(SyscallGroup::Pod), i32::from(SyscallGroup::Syscall)]
+    );
+    assert_eq!(query.filter.unwrap().owners, ["nginx.service"]);
+    asked.syscalls.lock().unwrap().clear();
+    assert_eq!(run(&agent, "top --interval 100ms --count 1").0, Some(0));
+    assert!(asked.syscalls.lock().unwrap().is_empty());
+    let (code, _, stderr) = run(&agent, "top --pane syscalls --port 53");
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("--port is about flows"), "{stderr}");
 }

@@ -5,6 +5,7 @@
 #![no_std]
 
 pub mod network;
+pub mod syscall;
 
 /// Version of the record layouts. The agent refuses an eBPF object that was built for another one.
 pub const ABI_VERSION: u32 = 2;

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
 use objects::Objects;
+use privileges::Meant;
 use tools::Tools;
 
 const KUSTOMIZE: &str = "kustomize";
@@ -62,17 +63,26 @@ pub(crate) fn run() -> Result<()> {
 
     report(
         "deploy/ asks for no more privileges than are meant",
-        privileges::unexpected(&manifests, false),
+        privileges::unexpected(&manifests, Meant::default()),
     );
     report(
         "the component locked-memory adds SYS_RESOURCE alone",
-        privileges::unexpected(&locked, true),
+        privileges::unexpected(
+            &locked,
+            Meant {
+                locked_memory: true,
+                ..Meant::default()
+            },
+        ),
     );
     for (file, values) in values::examples(root)? {
-        let locked = values["lockedMemory"] == true;
+        let meant = Meant {
+            locked_memory: values["lockedMemory"] == true,
+            state_dir: values["settings"]["state_dir"].as_str(),
+        };
         report(
             &format!("the chart with {file} asks for no more privileges than are meant"),
-            privileges::unexpected(&helm(&values).with_context(|| file.clone())?, locked),
+            privileges::unexpected(&helm(&values).with_context(|| file.clone())?, meant),
         );
     }
 

@@ -1,4 +1,4 @@
-//! Batched draining of hash maps.
+//! Batched reading of hash maps.
 
 use std::{
     io,
@@ -6,9 +6,9 @@ use std::{
     os::fd::{AsFd, AsRawFd as _},
 };
 
-use super::{MAP_LOOKUP_AND_DELETE_BATCH, MapBatch, call};
+use super::{MAP_LOOKUP_AND_DELETE_BATCH, MAP_LOOKUP_BATCH, MapBatch, call};
 
-/// Empties hash maps of one layout in batches. Owns its buffers: `batch` × the sizes of key and value.
+/// Empties or copies hash maps of one layout in batches. Owns its buffers: `batch` × the sizes of key and value.
 ///
 /// `K` and `V` must be records without padding that any bytes are a valid value of.
 #[derive(Debug)]
@@ -32,7 +32,24 @@ impl<K: Copy, V: Copy> BatchDrain<K, V> {
     ///
     /// # Errors
     /// As bpf(2) for `BPF_MAP_LOOKUP_AND_DELETE_BATCH` (Linux 5.6). What was handed on until then is out of the map.
-    pub fn drain(&mut self, map: impl AsFd, mut each: impl FnMut(&K, &V)) -> io::Result<u64> {
+    pub fn drain(&mut self, map: impl AsFd, each: impl FnMut(&K, &V)) -> io::Result<u64> {
+        self.each(MAP_LOOKUP_AND_DELETE_BATCH, map, each)
+    }
+
+    /// Hands every entry of `map` to `each` and leaves it there. Cost and errors as [`drain`](Self::drain).
+    ///
+    /// # Errors
+    /// As bpf(2) for `BPF_MAP_LOOKUP_BATCH` (Linux 5.6).
+    pub fn copy(&mut self, map: impl AsFd, each: impl FnMut(&K, &V)) -> io::Result<u64> {
+        self.each(MAP_LOOKUP_BATCH, map, each)
+    }
+
+    fn each(
+        &mut self,
+        command: libc::c_int,
+        map: impl AsFd,
+        mut each: impl FnMut(&K, &V),
+    ) -> io::Result<u64> {
         let mut position = 0_u32;
         let mut next = 0_u32;
         let mut first = true;
@@ -53,7 +70,7 @@ impl<K: Copy, V: Copy> BatchDrain<K, V> {
                 flags: 0,
             };
             // SAFETY: buffers of `count` keys and values, and places for the position, which outlive the call.
-            let result = unsafe { call(MAP_LOOKUP_AND_DELETE_BATCH, &mut attributes) };
+            let result = unsafe { call(command, &mut attributes) };
             let done = match result {
                 Ok(_) => false,
                 // The last batch; `count` says how many it has.

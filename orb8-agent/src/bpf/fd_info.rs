@@ -14,6 +14,8 @@ pub struct FdInfo {
     pub run_count: u64,
     /// Time of those runs in nanoseconds.
     pub run_time_ns: u64,
+    /// Runs that were left out, for the program was running on that CPU already.
+    pub recursion_misses: u64,
 }
 
 /// Reads `/proc/self/fdinfo` of a program or map.
@@ -33,5 +35,6 @@ pub fn fd_info(fd: impl AsFd) -> io::Result<FdInfo> {
         memlock: field("memlock"),
         run_count: field("run_cnt"),
         run_time_ns: field("run_time_ns"),
+        recursion_misses: field("recursion_misses"),
     })
 }

@@ -19,6 +19,8 @@ pub enum Helper {
     SkbCgroupId = 79,
     /// `bpf_get_netns_cookie(ctx)`.
     NetnsCookie = 122,
+    /// `bpf_get_current_task_btf()`.
+    CurrentTaskBtf = 158,
     /// `bpf_ktime_get_coarse_ns()`.
     KtimeCoarse = 160,
 }

@@ -8,7 +8,7 @@ use orb8_proto::v1::{
     StreamEventsResponse, orbit_service_server::OrbitService, query_flows_response::Part,
     stream_events_response,
 };
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -16,11 +16,14 @@ use tonic::{Request, Response, Status};
 use crate::{
     core::{Core, lock},
     kubernetes::{LabelSelector, is_selector},
-    live::{Live, Received, ring_losses},
+    live::{Live, Received, Subscription, ring_losses},
     pods,
-    probe::kernel_clock::unix_now_ns,
+    probe::{kernel_clock::unix_now_ns, syscall::Mode},
     status::{agent_status, ledger},
-    store::{Filter, LiveFilter, UID},
+    store::{Filter, LiveEvent, LiveFilter, UID},
+    syscalls::{
+        CallQuery, CallQueryError, CallSubscription, LiveCall, LiveCallFilter, ReceivedCall, SyscallLive,
+    },
 };
 
 /// Flows of one message: some hundred kilobytes.
@@ -54,6 +57,12 @@ impl Orbit {
             streams: Arc::new(Semaphore::new(STREAMS)),
         }
     }
+
+    fn query_permit(&self) -> Result<OwnedSemaphorePermit, Status> {
+        self.queries.clone().try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!("{QUERIES} queries are being answered already; try again"))
+        })
+    }
 }
 
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -61,6 +70,7 @@ type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[tonic::async_trait]
 impl OrbitService for Orbit {
     type QueryFlowsStream = Responses<QueryFlowsResponse>;
+    type QuerySyscallsStream = Responses<v1::QuerySyscallsResponse>;
     type StreamEventsStream = Responses<StreamEventsResponse>;
 
     async fn query_flows(
@@ -69,9 +79,7 @@ impl OrbitService for Orbit {
     ) -> Result<Response<Self::QueryFlowsStream>, Status> {
         let mut query = request.into_inner();
         resolve_selectors(&self.core, query.filter.as_mut())?;
-        let permit = self.queries.clone().try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(format!("{QUERIES} queries are being answered already; try again"))
-        })?;
+        let permit = self.query_permit()?;
         // What is asked up to now is to be complete up to now.
         if query.until.is_none() {
             self.core.refresh().await;
@@ -119,6 +127,80 @@ impl OrbitService for Orbit {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
+    async fn query_syscalls(
+        &self,
+        request: Request<v1::SyscallQuery>,
+    ) -> Result<Response<Self::QuerySyscallsStream>, Status> {
+        let mut query = request.into_inner();
+        if let Some(filter) = &mut query.filter {
+            resolve_pods(&self.core, &mut filter.pods)?;
+        }
+        let query = CallQuery::new(&query).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let permit = self.query_permit()?;
+        // What is asked up to now is to be complete up to now.
+        if query.is_open() {
+            self.core.refresh().await;
+        }
+        let core = self.core.clone();
+        let selection = tokio::task::spawn_blocking(move || {
+            let mode = lock(&core.syscalls.probe).mode();
+            let mut selection = {
+                let store = lock(&core.store);
+                query.select(&store.syscalls, &store.owners, &core.node, unix_now_ns())
+            };
+            selection.summary.mode = mode_message(mode).into();
+            selection.summary.ledger = crate::status::syscall_ledger(&core);
+            selection
+        })
+        .await
+        .map_err(|error| Status::internal(format!("the query failed: {error}")))?;
+
+        let node = self.core.node.clone();
+        let (sender, receiver) = mpsc::channel(MESSAGES_IN_FLIGHT);
+        tokio::spawn(async move {
+            let _permit = permit;
+            let part = |part| v1::QuerySyscallsResponse { part: Some(part) };
+            for rows in selection.rows.chunks(FLOWS_A_MESSAGE) {
+                let rows = rows.iter().map(|row| row.message(&node)).collect();
+                let batch = part(v1::query_syscalls_response::Part::Batch(v1::SyscallBatch {
+                    rows,
+                }));
+                if sender.send_timeout(Ok(batch), PATIENCE).await.is_err() {
+                    return;
+                }
+            }
+            let summary = part(v1::query_syscalls_response::Part::Summary(selection.summary));
+            // The client may have gone.
+            let _ = sender.send_timeout(Ok(summary), PATIENCE).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn set_syscall_mode(
+        &self,
+        request: Request<v1::SetSyscallModeRequest>,
+    ) -> Result<Response<v1::SetSyscallModeResponse>, Status> {
+        let number = request.into_inner().mode;
+        let mode = match v1::SyscallMode::try_from(number) {
+            Ok(v1::SyscallMode::Off) => Mode::Off,
+            Ok(v1::SyscallMode::Counts) => Mode::Counts,
+            Ok(v1::SyscallMode::Latency) => Mode::Latency,
+            Ok(v1::SyscallMode::Unspecified) | Err(_) => {
+                return Err(Status::invalid_argument(format!(
+                    "syscall mode {number} is none; allowed: 1 off, 2 counts, 3 latency"
+                )));
+            }
+        };
+        let before = self.core.set_syscall_mode(mode).await.map_err(|error| {
+            Status::failed_precondition(format!("the syscall programs go on as before: {error}"))
+        })?;
+        Ok(Response::new(v1::SetSyscallModeResponse {
+            node: self.core.node.clone(),
+            before: mode_message(before).into(),
+            mode: mode_message(mode).into(),
+        }))
+    }
+
     async fn get_agent_status(
         &self,
         _request: Request<GetAgentStatusRequest>,
@@ -157,39 +239,83 @@ impl OrbitService for Orbit {
         &self,
         request: Request<StreamEventsRequest>,
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
-        let mut filter = request.into_inner().network;
-        resolve_selectors(&self.core, filter.as_mut())?;
-        let filter =
-            LiveFilter::new(filter.as_ref()).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let StreamEventsRequest {
+            mut network,
+            mut syscall,
+            syscall_sampling,
+        } = request.into_inner();
+        let invalid = |error: &dyn std::fmt::Display| Status::invalid_argument(error.to_string());
+        // Who names neither gets both.
+        let (wants_flows, wants_calls) = (
+            network.is_some() || syscall.is_none(),
+            syscall.is_some() || network.is_none(),
+        );
+        if syscall_sampling > 0 && syscall.is_none() {
+            return Err(invalid(&CallQueryError::SampleWhat));
+        }
+        resolve_selectors(&self.core, network.as_mut())?;
+        if let Some(filter) = &mut syscall {
+            resolve_pods(&self.core, &mut filter.pods)?;
+        }
+        let flows = LiveFilter::new(network.as_ref()).map_err(|error| invalid(&error))?;
+        let told = &self.core.syscalls.live.told;
+        let calls =
+            LiveCallFilter::new(syscall.as_ref(), syscall_sampling, told).map_err(|error| invalid(&error))?;
         let permit = self.streams.clone().try_acquire_owned().map_err(|_| {
             Status::resource_exhausted(format!(
                 "{STREAMS} clients follow events already; try again later"
             ))
         })?;
-        let subscription = Live::subscribe(&self.core).map_err(|error| {
+        let refused = |error: &dyn std::fmt::Display| {
             Status::internal(format!("the programs cannot be told to send events: {error}"))
-        })?;
+        };
+        let flows = match wants_flows {
+            true => Some((
+                Live::subscribe(&self.core).map_err(|error| refused(&error))?,
+                flows,
+            )),
+            false => None,
+        };
+        let calls = match wants_calls {
+            true => Some((
+                SyscallLive::subscribe(&self.core, &calls).map_err(|error| refused(&error))?,
+                calls,
+            )),
+            false => None,
+        };
         let (sender, receiver) = mpsc::channel(64);
         let (core, stop) = (self.core.clone(), self.stop.clone());
         tokio::spawn(async move {
             let _permit = permit;
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = forward(core, subscription, filter, sender) => {}
+                () = forward(core, flows, calls, sender) => {}
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }
 
+const fn mode_message(mode: Mode) -> v1::SyscallMode {
+    match mode {
+        Mode::Off => v1::SyscallMode::Off,
+        Mode::Counts => v1::SyscallMode::Counts,
+        Mode::Latency => v1::SyscallMode::Latency,
+    }
+}
+
 /// Puts the pods that label selectors select in the place of the selectors: the pods of now, and those that ended not long
 /// ago.
 fn resolve_selectors(core: &Core, filter: Option<&mut v1::FlowFilter>) -> Result<(), Status> {
-    let Some(filter) = filter else {
-        return Ok(());
-    };
+    match filter {
+        Some(filter) => resolve_pods(core, &mut filter.pods),
+        None => Ok(()),
+    }
+}
+
+fn resolve_pods(core: &Core, wanted: &mut Vec<String>) -> Result<(), Status> {
     let (selectors, mut pods): (Vec<String>, Vec<String>) =
-        filter.pods.drain(..).partition(|pod| is_selector(pod));
+        wanted.drain(..).partition(|pod| is_selector(pod));
     for text in selectors {
         let selector = LabelSelector::parse(&text).map_err(Status::invalid_argument)?;
         let Some(cluster) = lock(&core.names).cluster.clone() else {
@@ -203,18 +329,28 @@ fn resolve_selectors(core: &Core, filter: Option<&mut v1::FlowFilter>) -> Result
         // A selector that selects nothing asks for nothing, not for everything.
         pods.push(format!("{UID}-"));
     }
-    filter.pods = pods;
+    *wanted = pods;
     Ok(())
 }
 
 /// Hands events on until the client goes, and tells it what it missed.
 async fn forward(
     core: Arc<Core>,
-    mut subscription: crate::live::Subscription,
-    filter: LiveFilter,
+    mut flows: Option<(Subscription, LiveFilter)>,
+    mut calls: Option<(CallSubscription, LiveCallFilter)>,
     sender: mpsc::Sender<Result<StreamEventsResponse, Status>>,
 ) {
-    let mut told = ring_losses(&core);
+    let losses = |flows: bool, calls: bool| {
+        let network = if flows { ring_losses(&core) } else { (0, 0) };
+        let call = if calls {
+            crate::status::syscall_ring_losses(&core)
+        } else {
+            0
+        };
+        (network.0 + call, network.1)
+    };
+    let (wants_flows, wants_calls) = (flows.is_some(), calls.is_some());
+    let mut told = losses(wants_flows, wants_calls);
     let mut missed = 0;
     let mut report = tokio::time::interval(LOSS_REPORT);
     report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -222,24 +358,35 @@ async fn forward(
         let event = tokio::select! {
             () = sender.closed() => return,
             _ = report.tick() => {
-                let now = ring_losses(&core);
+                let now = losses(wants_flows, wants_calls);
                 if now == told && missed == 0 {
                     continue;
                 }
-                let loss = v1::EventLoss { ring: now.0 - told.0, sampled: now.1 - told.1, stream: missed };
+                let loss = v1::EventLoss {
+                    ring: now.0.saturating_sub(told.0),
+                    sampled: now.1.saturating_sub(told.1),
+                    stream: missed,
+                };
                 (told, missed) = (now, 0);
                 stream_events_response::Event::Loss(loss)
             }
-            received = subscription.next() => match received {
+            received = next_flow(&mut flows) => match received {
                 None => return,
-                Some(Received::Missed(count)) => {
+                Some(Err(count)) => {
                     missed += count;
                     continue;
                 }
-                Some(Received::Event(event)) if filter.matches(&event) => {
-                    stream_events_response::Event::Network(event.message(&core.node))
+                Some(Ok(None)) => continue,
+                Some(Ok(Some(event))) => stream_events_response::Event::Network(event.message(&core.node)),
+            },
+            received = next_call(&mut calls) => match received {
+                None => return,
+                Some(Err(count)) => {
+                    missed += count;
+                    continue;
                 }
-                Some(Received::Event(_)) => continue,
+                Some(Ok(None)) => continue,
+                Some(Ok(Some(event))) => stream_events_response::Event::Syscall(event.message(&core.node)),
             },
         };
         let response = StreamEventsResponse { event: Some(event) };
@@ -247,4 +394,30 @@ async fn forward(
             return;
         }
     }
+}
+
+/// The next event of a flow, if the client wants it, or how many were missed; never, if it wants none. Cancel safe.
+async fn next_flow(
+    flows: &mut Option<(Subscription, LiveFilter)>,
+) -> Option<Result<Option<Arc<LiveEvent>>, u64>> {
+    let Some((subscription, filter)) = flows else {
+        return std::future::pending().await;
+    };
+    Some(match subscription.next().await? {
+        Received::Missed(count) => Err(count),
+        Received::Event(event) => Ok(filter.matches(&event).then_some(event)),
+    })
+}
+
+/// The next event of a call, as [`next_flow`].
+async fn next_call(
+    calls: &mut Option<(CallSubscription, LiveCallFilter)>,
+) -> Option<Result<Option<Arc<LiveCall>>, u64>> {
+    let Some((subscription, filter)) = calls else {
+        return std::future::pending().await;
+    };
+    Some(match subscription.next().await? {
+        ReceivedCall::Missed(count) => Err(count),
+        ReceivedCall::Event(event) => Ok(filter.matches(&event).then_some(event)),
+    })
 }

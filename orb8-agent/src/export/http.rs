@@ -1,6 +1,10 @@
 //! Prometheus metrics and health over HTTP.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use http_body_util::Full;
 use hyper::{
@@ -15,11 +19,13 @@ use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::metrics::{self, MetricsSnapshot};
+use super::metrics::{self, MetricsSnapshot, SyscallMetrics};
 use crate::{
     core::{Core, lock},
     live::ring_losses,
+    probe::syscall::Mode,
     status::agent_status,
+    syscalls::SyscallStore,
 };
 
 /// Connections at once; more wait.
@@ -106,6 +112,7 @@ async fn answer(core: Arc<Core>, request: Request<Incoming>) -> Result<Response<
 fn snapshot(core: &Core) -> MetricsSnapshot {
     let status = agent_status(core);
     let peak = core.live.take_peak();
+    let mode = lock(&core.syscalls.probe).mode();
     let store = lock(&core.store);
     let totals = store.history.totals();
     MetricsSnapshot {
@@ -113,6 +120,7 @@ fn snapshot(core: &Core) -> MetricsSnapshot {
         totals: totals.series().collect(),
         unattributed: totals.unattributed().collect(),
         removed: totals.removed(),
+        syscalls: syscalls(core, &store.syscalls, mode),
         pods_tracked: core
             .membership
             .cluster()
@@ -121,5 +129,25 @@ fn snapshot(core: &Core) -> MetricsSnapshot {
         owners_folded: totals.folded(),
         ring_drops: ring_losses(core).0,
         ring_utilization: (peak as f64 / f64::from(core.limits.ring_bytes)).min(1.0),
+    }
+}
+
+fn syscalls(core: &Core, store: &SyscallStore, mode: Mode) -> SyscallMetrics {
+    let totals = &store.totals;
+    SyscallMetrics {
+        mode: match mode {
+            Mode::Off => "off",
+            Mode::Counts => "counts",
+            Mode::Latency => "latency",
+        },
+        calls: totals.calls(),
+        errors: totals.errors(),
+        events: totals.events(),
+        removed: totals.removed(),
+        turned_away: totals.turned_away(),
+        folded: totals.folded(),
+        baseline: store.baseline.counts(),
+        workloads: store.baseline.warm(),
+        read_failures: core.syscalls.failures.load(Ordering::Relaxed),
     }
 }

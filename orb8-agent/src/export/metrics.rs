@@ -17,6 +17,10 @@ use prometheus_client::{
 use crate::{
     identity::owner::Kind,
     store::{Direction, Series, Unattributed},
+    syscalls::{
+        baseline::BaselineCounts,
+        totals::{CallSeries, Sums},
+    },
 };
 
 /// Media type of [`encode`]'s text (OpenMetrics 1.0; readers of the older Prometheus format take it as well).
@@ -33,6 +37,8 @@ pub struct MetricsSnapshot {
     pub unattributed: Vec<Unattributed>,
     /// Packets and bytes, from [`crate::store::Totals::removed`].
     pub removed: (u64, u64),
+    /// Of system calls.
+    pub syscalls: SyscallMetrics,
     /// Pods of this node that are known, if a cluster is.
     pub pods_tracked: Option<u64>,
     /// From [`crate::store::Totals::turned_away`].
@@ -43,6 +49,31 @@ pub struct MetricsSnapshot {
     pub ring_drops: u64,
     /// How full the ring buffer is, from 0 to 1.
     pub ring_utilization: f64,
+}
+
+/// What a scrape shows of system calls.
+#[derive(Clone, Debug, Default)]
+pub struct SyscallMetrics {
+    /// What the programs do: off, counts or latency.
+    pub mode: &'static str,
+    /// From [`crate::syscalls::totals::CallTotals::calls`].
+    pub calls: Vec<CallSeries>,
+    /// From [`crate::syscalls::totals::CallTotals::errors`].
+    pub errors: Vec<CallSeries>,
+    /// From [`crate::syscalls::totals::CallTotals::events`].
+    pub events: Vec<CallSeries>,
+    /// From [`crate::syscalls::totals::CallTotals::removed`].
+    pub removed: Sums,
+    /// From [`crate::syscalls::totals::CallTotals::turned_away`].
+    pub turned_away: u64,
+    /// From [`crate::syscalls::totals::CallTotals::folded`].
+    pub folded: u64,
+    /// From [`crate::syscalls::baseline::Baseline::counts`].
+    pub baseline: BaselineCounts,
+    /// Workloads that are known, and those of them that are watched for long enough.
+    pub workloads: (usize, usize),
+    /// Reads of the programs' counts that failed.
+    pub read_failures: u64,
 }
 
 /// The text of a scrape. Cost: linear in series.
@@ -64,6 +95,7 @@ struct Snapshot(MetricsSnapshot);
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         network(&self.0, &mut encoder)?;
+        syscalls(&self.0.syscalls, &mut encoder)?;
         ledger(&self.0.status.ledger, &mut encoder)?;
         programs(&self.0.status.programs, &mut encoder)?;
         limits(&self.0.status.limits, &mut encoder)?;
@@ -233,6 +265,114 @@ fn network(snapshot: &MetricsSnapshot, encoder: &mut DescriptorEncoder<'_>) -> f
         "orb8_ring_buffer_utilization",
         "Share of the ring buffer in use, 0 to 1",
         &utilization,
+    )
+}
+
+fn syscalls(syscalls: &SyscallMetrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let samples = |series: &[CallSeries]| {
+        let mut samples = Samples::new();
+        for one in series {
+            let labels = [
+                one.labels.namespace.clone(),
+                one.labels.pod.clone(),
+                one.labels.workload.clone(),
+                one.labels.owner.clone(),
+                one.name.clone(),
+            ];
+            add(&mut samples, labels, one.count);
+        }
+        samples
+    };
+    const CALLS: [&str; 5] = ["namespace", "pod", "workload", "owner", "syscall"];
+    const ERRORS: [&str; 5] = ["namespace", "pod", "workload", "owner", "errno"];
+    let help = "System calls by pod or other owner: its most frequent ones, and the rest as other";
+    counters(encoder, "orb8_syscalls", help, CALLS, &samples(&syscalls.calls))?;
+    let help = "System calls that failed, by pod or other owner and error, while the mode was latency";
+    counters(
+        encoder,
+        "orb8_syscall_errors",
+        help,
+        ERRORS,
+        &samples(&syscalls.errors),
+    )?;
+    let help =
+        "System calls of those that are told one by one, by pod or other owner: as counted, told or not";
+    counters(
+        encoder,
+        "orb8_syscall_events",
+        help,
+        CALLS,
+        &samples(&syscalls.events),
+    )?;
+    counter(
+        encoder,
+        "orb8_syscall_new",
+        "Calls that a workload made which it had never made while it was watched",
+        &syscalls.baseline.new,
+    )?;
+    counter(
+        encoder,
+        "orb8_syscall_anomalies",
+        "Times that the rate of a workload's call was not one that its own history explains",
+        &syscalls.baseline.anomalies,
+    )?;
+    let workloads = |state: &str, count: usize| ([state.to_owned()], count as u64);
+    let (known, warm) = syscalls.workloads;
+    let watched = [
+        workloads("warming_up", known.saturating_sub(warm)),
+        workloads("judged", warm),
+    ];
+    gauges(
+        encoder,
+        "orb8_syscall_workloads",
+        "Workloads whose calls are known: watched for the warm-up and judged, or not yet",
+        ["state"],
+        &watched.into_iter().collect(),
+    )?;
+    counter(
+        encoder,
+        "orb8_syscall_removed",
+        "System calls of series that were removed some time after their pods had ended",
+        &syscalls.removed.calls,
+    )?;
+    counter(
+        encoder,
+        "orb8_syscall_removed_errors",
+        "Failed system calls of series that were removed some time after their pods had ended",
+        &syscalls.removed.errors,
+    )?;
+    counter(
+        encoder,
+        "orb8_syscall_removed_events",
+        "System calls told one by one of series that were removed some time after their pods had ended",
+        &syscalls.removed.events,
+    )?;
+    counter(
+        encoder,
+        "orb8_syscall_series_dropped",
+        "Times that an owner, in an interval, had no room for series of calls and was counted under owner other",
+        &syscalls.turned_away,
+    )?;
+    counter(
+        encoder,
+        "orb8_syscall_owners_folded",
+        "Quiet owners whose series of calls were added to owner other to make room",
+        &syscalls.folded,
+    )?;
+    counter(
+        encoder,
+        "orb8_syscall_read_failures",
+        "Reads of the programs' counts that failed; what was not read came with a later one",
+        &syscalls.read_failures,
+    )?;
+    let modes =
+        ["off", "counts", "latency"].map(|mode| ([mode.to_owned()], u64::from(mode == syscalls.mode)));
+    gauges(
+        encoder,
+        "orb8_syscall_mode",
+        "Whether this is what the syscall programs do: off, counts or latency",
+        ["mode"],
+        &modes.into_iter().collect(),
     )
 }
 
@@ -558,6 +698,22 @@ mod tests {
                 series(Direction::Ingress, 5),
             ],
             ring_utilization: f64::NAN,
+            syscalls: SyscallMetrics {
+                mode: "counts",
+                calls: vec![
+                    CallSeries {
+                        labels: Labels {
+                            owner: owner.to_owned(),
+                            ..Labels::default()
+                        },
+                        name: "i386:openat".into(),
+                        count: 7,
+                    };
+                    2
+                ],
+                workloads: (5, 3),
+                ..SyscallMetrics::default()
+            },
             ..Default::default()
         }
     }
@@ -576,6 +732,12 @@ mod tests {
         );
         assert_eq!(value(&format!("orb8_network_packets_total{labels}")), Some(5.0));
         assert_eq!(value(&format!("orb8_network_bytes_total{labels}")), Some(50.0));
+        let labels = r#"{namespace="",pod="",workload="",owner="nginx.service",syscall="i386:openat"}"#;
+        assert_eq!(value(&format!("orb8_syscalls_total{labels}")), Some(14.0));
+        assert_eq!(value(r#"orb8_syscall_mode{mode="counts"}"#), Some(1.0));
+        assert_eq!(value(r#"orb8_syscall_mode{mode="off"}"#), Some(0.0));
+        assert_eq!(value(r#"orb8_syscall_workloads{state="warming_up"}"#), Some(2.0));
+        assert_eq!(value("orb8_syscall_new_total"), Some(0.0));
         // Rows with the same labels are one series.
         let labels = r#"{family="network",stage="flow_map",unit="packets"}"#;
         assert_eq!(value(&format!("orb8_ledger_seen_total{labels}")), Some(20.0));

@@ -252,6 +252,23 @@ impl Cgroups {
         Some(path)
     }
 
+    /// Whether a cgroup is known to have been removed, or cannot be found any more. A look-up if it is known, otherwise two
+    /// system calls.
+    #[must_use]
+    pub fn is_gone(&self, id: u64) -> bool {
+        if id == self.shared.root_id {
+            return false;
+        }
+        if let Some(entry) = self.shared.tree().entries.get(&id) {
+            return entry.removed.is_some();
+        }
+        self.shared.by_handle
+            && self.shared.open_by_id(id).is_err_and(|error| {
+                // Not one that could not be opened for another reason, such as too many open files.
+                matches!(error.raw_os_error(), Some(libc::ESTALE | libc::ENOENT))
+            })
+    }
+
     /// Woken whenever a container's cgroup has come.
     #[must_use]
     pub fn arrival(&self) -> Arc<Notify> {

@@ -2,6 +2,11 @@
 //! and leave out.
 use std::{collections::BTreeMap, fmt, io};
 
+use aya::{
+    programs::{ProgramError, ProgramType as ProgramKind},
+    sys::{self, BpfHelper},
+};
+
 use super::{Facts, KernelVersion, Verdict};
 use crate::bpf::{
     self, MapType, ProgramType,
@@ -29,6 +34,12 @@ pub enum Feature {
     CoarseClock,
     /// Atomic `or` on map values.
     AtomicOr,
+    /// Raw tracepoints.
+    RawTracepoint,
+    /// Storage of tasks in raw tracepoints.
+    TaskStorage,
+    /// `bpf_get_current_task_btf` in raw tracepoints.
+    CurrentTask,
 }
 
 /// Whether a kernel has a [`Feature`].
@@ -59,7 +70,7 @@ pub struct Description {
 
 impl Feature {
     /// All of them, the most essential first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Batch,
         Self::RingBuffer,
         Self::Tcx,
@@ -69,6 +80,9 @@ impl Feature {
         Self::NetnsCookieInSockOps,
         Self::CoarseClock,
         Self::AtomicOr,
+        Self::RawTracepoint,
+        Self::TaskStorage,
+        Self::CurrentTask,
     ];
 
     /// What is known of it.
@@ -139,6 +153,27 @@ impl Feature {
                 verdict: Verdict::Degraded,
                 without: "A TCP flag can go unnoticed when two CPUs see a flow at once; counts are not touched",
             },
+            Self::RawTracepoint => Description {
+                name: "raw_tracepoint",
+                what: "raw tracepoints",
+                since: KernelVersion::new(4, 17),
+                verdict: Verdict::Degraded,
+                without: "System calls are not counted",
+            },
+            Self::TaskStorage => Description {
+                name: "task_storage",
+                what: "storage of tasks",
+                since: KernelVersion::new(5, 12),
+                verdict: Verdict::Degraded,
+                without: "System calls are not counted",
+            },
+            Self::CurrentTask => Description {
+                name: "current_task",
+                what: "direct reads of the current task",
+                since: KernelVersion::new(5, 11),
+                verdict: Verdict::Ok,
+                without: "It is copied from instead, some nanoseconds more a system call",
+            },
         }
     }
 
@@ -163,6 +198,15 @@ impl Feature {
                 ProgramType::Classifier,
                 &instruction::atomic_or(0),
             )),
+            Self::RawTracepoint => tried(bpf::load_program(
+                ProgramType::RawTracepoint,
+                &instruction::return_constant(0),
+            )),
+            Self::TaskStorage => known(
+                sys::is_helper_supported(ProgramKind::RawTracePoint, BpfHelper::BPF_FUNC_task_storage_get)
+                    .map_err(of_system_call),
+            ),
+            Self::CurrentTask => helper(ProgramType::RawTracepoint, Helper::CurrentTaskBtf),
         }
     }
 }
@@ -198,6 +242,14 @@ fn known(answer: io::Result<bool>) -> Support {
     }
 }
 
+/// The error number of what aya tried.
+fn of_system_call(error: ProgramError) -> io::Error {
+    match error {
+        ProgramError::SyscallError(error) => error.io_error,
+        other => io::Error::other(other),
+    }
+}
+
 /// What this kernel was seen to be able to do; what could not be tried counts as absent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[allow(
@@ -223,6 +275,12 @@ pub struct Features {
     pub coarse_clock: bool,
     /// [`Feature::AtomicOr`].
     pub atomic_or: bool,
+    /// [`Feature::RawTracepoint`].
+    pub raw_tracepoint: bool,
+    /// [`Feature::TaskStorage`].
+    pub task_storage: bool,
+    /// [`Feature::CurrentTask`].
+    pub current_task: bool,
 }
 
 impl Features {
@@ -253,6 +311,9 @@ impl Features {
             netns_cookie_in_sock_ops: has(Feature::NetnsCookieInSockOps),
             coarse_clock: has(Feature::CoarseClock),
             atomic_or: has(Feature::AtomicOr),
+            raw_tracepoint: has(Feature::RawTracepoint),
+            task_storage: has(Feature::TaskStorage),
+            current_task: has(Feature::CurrentTask),
         }
     }
 }

@@ -86,6 +86,12 @@ fn every_setting_can_be_given_in_each_place_and_is_shown_so() {
         "kubeconfig" => "/tmp/kubeconfig",
         "watch_pods" => "node",
         "metrics_series" | "flow_entries" | "stream_buffer" | "history_flows" => "5000",
+        "syscall_callers" | "syscall_latencies" | "syscall_series" => "5000",
+        "syscall_mode" => "latency",
+        "syscall_ring_size" | "syscall_history_bytes" => "32MiB",
+        "syscall_events" => "execve,i386:mount",
+        "syscall_warmup" => "1h",
+        "state_dir" => "/var/lib/orb8",
         "interval" => "100ms",
         "history" => "1h",
         "ring_buffer_size" | "history_bytes" => "32MiB",
@@ -212,6 +218,12 @@ fn ranges_end_where_they_say() {
         ("--history", ["10s", "1h"], ["9s", "3601s"]),
         ("--history-bytes", ["1MiB", "1GiB"], ["1048575", "1073741825"]),
         ("--grpc-port", ["0", "65535"], ["-1", "65536"]),
+        ("--syscall-mode", ["off", "latency"], ["on", "Counts"]),
+        ("--syscall-callers", ["16", "65536"], ["15", "65537"]),
+        ("--syscall-ring-size", ["4096", "32MiB"], ["12KiB", "64MiB"]),
+        ("--syscall-events", ["", "execve, mount"], ["execv", "execve,"]),
+        ("--syscall-warmup", ["1s", "7days"], ["0s", "8days"]),
+        ("--state-dir", ["", "/var/lib/orb8"], ["state", "/a\nb"]),
     ] {
         for value in inside {
             let settings = Case::new().flags(&[flag, value]).load();

@@ -1,9 +1,12 @@
 //! Types of setting values: how each is read from text and written back.
-use std::{fmt, net::IpAddr, path::Path, str::FromStr, time::Duration};
+use std::{collections::BTreeSet, fmt, net::IpAddr, path::Path, str::FromStr, time::Duration};
 
 use tracing_subscriber::EnvFilter;
 
-use crate::interfaces::{InterfacePattern, PatternError};
+use crate::{
+    interfaces::{InterfacePattern, PatternError},
+    syscalls::call::Call,
+};
 
 /// A value that a setting can have. `parse(&value.show())` gives the same value.
 pub trait SettingValue: Sized {
@@ -50,6 +53,18 @@ from_str_value!(
 );
 from_str_value!(WatchPods, "SCOPE", "cluster or node");
 from_str_value!(FilePath, "FILE", "the path of a file; empty for none");
+from_str_value!(
+    DirectoryPath,
+    "DIRECTORY",
+    "the absolute path of a directory; empty for none"
+);
+from_str_value!(SyscallMode, "MODE", "off, counts or latency");
+from_str_value!(
+    SyscallNames,
+    "CALLS",
+    "up to 256 names of system calls (also with their ABI, such as i386:execve, or by number), separated by commas; empty \
+     for none"
+);
 from_str_value!(NodeName, "NAME", "1 to 253 printable characters without spaces");
 
 impl SettingValue for Duration {
@@ -193,6 +208,145 @@ impl fmt::Display for WatchPods {
             Self::Cluster => "cluster",
             Self::Node => "node",
         })
+    }
+}
+
+/// The path of a directory, if one is given.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DirectoryPath(String);
+
+impl DirectoryPath {
+    /// The path.
+    #[must_use]
+    pub fn get(&self) -> Option<&Path> {
+        (!self.0.is_empty()).then(|| Path::new(&self.0))
+    }
+}
+
+impl FromStr for DirectoryPath {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.chars().any(char::is_control) {
+            return Err("it has control characters");
+        }
+        if !text.is_empty() && !text.starts_with('/') {
+            return Err("it is not absolute");
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for DirectoryPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What the syscall programs do from the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum SyscallMode {
+    /// Nothing is attached.
+    Off,
+    /// Calls are counted as they are entered.
+    #[default]
+    Counts,
+    /// Also how each ended, and how long it took.
+    Latency,
+}
+
+impl FromStr for SyscallMode {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "off" => Ok(Self::Off),
+            "counts" => Ok(Self::Counts),
+            "latency" => Ok(Self::Latency),
+            _ => Err("no such mode"),
+        }
+    }
+}
+
+impl fmt::Display for SyscallMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Counts => "counts",
+            Self::Latency => "latency",
+        })
+    }
+}
+
+/// Calls, by their names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SyscallNames {
+    text: String,
+    calls: BTreeSet<Call>,
+}
+
+/// More would make the list no list of calls that matter one by one.
+const SYSCALL_NAMES_MAX: usize = 256;
+
+impl SyscallNames {
+    /// The calls, of each ABI that has the name.
+    #[must_use]
+    pub const fn calls(&self) -> &BTreeSet<Call> {
+        &self.calls
+    }
+
+    /// Of these names, those that this machine has.
+    fn known(names: &str) -> Self {
+        let known: Vec<_> = names
+            .split_whitespace()
+            .filter(|name| Call::parse(name).is_ok())
+            .collect();
+        known.join(",").parse().unwrap_or_else(|_| Self {
+            text: String::new(),
+            calls: BTreeSet::new(),
+        })
+    }
+}
+
+impl Default for SyscallNames {
+    fn default() -> Self {
+        // The numbers are x32's execve and execveat.
+        Self::known(
+            "execve execveat x32:520 x32:545 ptrace process_vm_readv process_vm_writev mount umount2 umount pivot_root \
+             move_mount setns unshare clone clone3 bpf perf_event_open init_module finit_module delete_module kexec_load \
+             kexec_file_load setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups setuid32 \
+             setgid32 setreuid32 setregid32 setresuid32 setresgid32 setfsuid32 setfsgid32 setgroups32 capset keyctl \
+             io_uring_setup memfd_create userfaultfd chroot personality seccomp reboot",
+        )
+    }
+}
+
+impl FromStr for SyscallNames {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut names = Vec::new();
+        let mut calls = BTreeSet::new();
+        for name in text.split(',').map(str::trim) {
+            if text.trim().is_empty() {
+                break;
+            }
+            calls.extend(Call::parse(name).map_err(|error| error.to_string())?);
+            names.push(name);
+        }
+        if names.len() > SYSCALL_NAMES_MAX {
+            return Err(format!("{} names are too many", names.len()));
+        }
+        Ok(Self {
+            text: names.join(","),
+            calls,
+        })
+    }
+}
+
+impl fmt::Display for SyscallNames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
     }
 }
 
@@ -421,6 +575,9 @@ mod tests {
             let _ = LogFilter::parse(&text);
             let _ = NodeName::parse(&text);
             let _ = AttachMode::parse(&text);
+            let _ = SyscallNames::parse(&text);
+            let _ = SyscallMode::parse(&text);
+            let _ = DirectoryPath::parse(&text);
         }
     }
 }

@@ -412,7 +412,7 @@ impl Filter {
 
 /// Whether an owner goes by a name: its unit with or without `.service`, its container's name or id or at least four
 /// digits of its beginning, process, network namespace or cgroup.
-fn is_called(owner: &Owner, wanted: &str) -> bool {
+pub(crate) fn is_called(owner: &Owner, wanted: &str) -> bool {
     wanted == owner.unit
         || owner.unit.strip_suffix(".service") == Some(wanted)
         || wanted == owner.container

@@ -102,7 +102,7 @@ impl Top {
     }
 }
 
-fn nanoseconds(name: &'static str, time: Option<&Timestamp>) -> Result<Option<u64>, QueryError> {
+pub(crate) fn nanoseconds(name: &'static str, time: Option<&Timestamp>) -> Result<Option<u64>, QueryError> {
     let Some(&Timestamp { seconds, nanos }) = time else {
         return Ok(None);
     };

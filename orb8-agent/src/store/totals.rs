@@ -75,7 +75,8 @@ pub struct Labels {
 }
 
 impl Labels {
-    fn of(owner: &Owner) -> Self {
+    /// Labels of an owner's series.
+    pub(crate) fn of(owner: &Owner) -> Self {
         match owner.named_pod() {
             Some(pod) => {
                 let (namespace, name) = pod.parts();

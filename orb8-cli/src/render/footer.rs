@@ -1,6 +1,7 @@
 //! The end of every answer: what it covers, what was cut, what was lost.
 
-use orb8_proto::v1::FlowSummary;
+use orb8_proto::v1::{FlowSummary, SyscallSummary};
+use prost_types::Timestamp;
 
 use crate::{
     humanise,
@@ -22,16 +23,40 @@ pub(crate) fn totals(summary: Option<&FlowSummary>) -> String {
         humanise::counted(summary.matched_packets, "packet", "packets"),
         humanise::bytes(summary.matched_bytes),
     ));
-    if let (Some(from), Some(to)) = (&summary.from, &summary.to) {
-        let span = humanise::seconds(timestamp::seconds_between(from, to));
-        text.push_str(&format!(
-            "; {} to {} UTC ({span})",
-            timestamp::clock(Some(from), 0),
-            timestamp::clock(Some(to), 0)
-        ));
-    }
+    text.push_str(&span(summary.from.as_ref(), summary.to.as_ref()));
     text.push('\n');
     text
+}
+
+/// Totals and span of an answer about system calls, a line; empty without a summary.
+pub(crate) fn calls(summary: Option<&SyscallSummary>) -> String {
+    let Some(summary) = summary else {
+        return String::new();
+    };
+    let failed = if summary.matched_errors > 0 {
+        format!(", {} failed", humanise::count(summary.matched_errors))
+    } else {
+        String::new()
+    };
+    format!(
+        "{}, {}{failed}{}\n",
+        humanise::counted(summary.matched_rows, "row", "rows"),
+        humanise::counted(summary.matched_calls, "call", "calls"),
+        span(summary.from.as_ref(), summary.to.as_ref())
+    )
+}
+
+/// `; from to until UTC (how long)`; nothing if it is unknown.
+fn span(from: Option<&Timestamp>, to: Option<&Timestamp>) -> String {
+    let (Some(from), Some(to)) = (from, to) else {
+        return String::new();
+    };
+    format!(
+        "; {} to {} UTC ({})",
+        timestamp::clock(Some(from), 0),
+        timestamp::clock(Some(to), 0),
+        humanise::seconds(timestamp::seconds_between(from, to))
+    )
 }
 
 /// What the reader must know, a line each.

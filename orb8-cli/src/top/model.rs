@@ -185,6 +185,8 @@ pub(crate) enum Action {
     Sort,
     Pause,
     Help,
+    /// Shows the other pane.
+    Pane,
     /// A key without a meaning: closes the help.
     Other,
 }
@@ -353,7 +355,7 @@ impl Model {
             }
             Action::Pause => self.paused = !self.paused,
             Action::Help => self.help = true,
-            Action::Other => {}
+            Action::Pane | Action::Other => {}
         }
     }
 

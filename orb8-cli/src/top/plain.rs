@@ -1,6 +1,6 @@
 //! `top` where there is no terminal: a table a refresh.
 
-use super::{model::Model, view::sparkline};
+use super::{calls::Calls, calls_view, model::Model, view::sparkline};
 use crate::{
     humanise,
     ledger::Losses,
@@ -47,5 +47,36 @@ pub(crate) fn render(model: &Model, style: &Style) -> String {
         table.render(Some(style.width), style),
         footer::notes(model.note.as_slice()),
         footer::losses(model.losses.as_ref().unwrap_or(&unknown), style),
+    )
+}
+
+/// Owners by their calls, below the time until which they were counted.
+pub(crate) fn render_calls(calls: &Calls, style: &Style) -> String {
+    let mut table = Table::new([
+        Column::workload("OWNER", 10),
+        Column::number("CALLS/s"),
+        Column::number("ERR/s"),
+        Column::number("TIME/s"),
+        Column::name("MOST", 8),
+        Column::text("LAST 60"),
+    ]);
+    for (name, rates, top) in calls.owners() {
+        table.row([
+            Cell::new(name),
+            Cell::new(humanise::small_rate(rates.calls)),
+            Cell::new(calls_view::failed(rates)),
+            Cell::new(calls_view::time(rates, style.utf8)),
+            Cell::new(top.map_or("", |call| &call.name)),
+            Cell::new(sparkline(&rates.history, 12, style.utf8).trim_start()),
+        ]);
+    }
+    let unknown = Losses::of_answer(None);
+    format!(
+        "--- {} ({})\n{}{}{}",
+        timestamp::date_clock(calls.to.as_ref()),
+        humanise::seconds(calls.seconds),
+        table.render(Some(style.width), style),
+        footer::notes(&calls.notes),
+        footer::losses(calls.losses.as_ref().unwrap_or(&unknown), style),
     )
 }

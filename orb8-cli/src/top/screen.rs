@@ -7,9 +7,11 @@ use futures::StreamExt as _;
 use ratatui::DefaultTerminal;
 
 use super::{
-    model::{Action, Model},
+    Panes, calls_view,
+    model::Action,
     view::{self, Look},
 };
+use crate::args::PaneArg;
 
 /// The terminal. Dropping it gives the terminal back; so does a panic (ratatui's hook).
 #[derive(Debug)]
@@ -40,9 +42,11 @@ impl Screen {
         })
     }
 
-    pub(crate) fn draw(&mut self, model: &Model, agent: &str, look: &Look) -> io::Result<()> {
-        self.terminal
-            .draw(|frame| view::draw(frame, model, agent, look))?;
+    pub(crate) fn draw(&mut self, panes: &Panes, agent: &str, look: &Look) -> io::Result<()> {
+        self.terminal.draw(|frame| match panes.shown {
+            PaneArg::Network => view::draw(frame, &panes.network, agent, look),
+            PaneArg::Syscalls => calls_view::draw(frame, &panes.calls, agent, look),
+        })?;
         Ok(())
     }
 
@@ -100,6 +104,7 @@ fn input(event: &Event) -> Option<Input> {
         KeyCode::Esc | KeyCode::Backspace | KeyCode::Left | KeyCode::Char('h') => Action::Back,
         KeyCode::Char('s') => Action::Sort,
         KeyCode::Char('p' | ' ') => Action::Pause,
+        KeyCode::Tab | KeyCode::BackTab => Action::Pane,
         KeyCode::Char('?') => Action::Help,
         _ => Action::Other,
     }))
@@ -125,6 +130,10 @@ mod tests {
         assert_eq!(
             press(KeyCode::Enter, KeyModifiers::NONE),
             Some(Input::Act(Action::Enter))
+        );
+        assert_eq!(
+            press(KeyCode::Tab, KeyModifiers::NONE),
+            Some(Input::Act(Action::Pane))
         );
         assert_eq!(input(&Event::Resize(80, 24)), Some(Input::Redraw));
     }

@@ -10,7 +10,9 @@ use ratatui::{
 use std::collections::VecDeque;
 
 use super::model::{Model, Page, Rates};
-use crate::{args::TopSort, humanise, render::table::fit_ends, sanitise, terminal, timestamp};
+use crate::{
+    args::TopSort, humanise, ledger::Losses, render::table::fit_ends, sanitise, terminal, timestamp,
+};
 
 /// Least columns of a sparkline.
 const SPARK: u16 = 12;
@@ -27,12 +29,13 @@ const SERVICE: u16 = 18;
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 const ASCII_BARS: [char; 8] = ['_', '.', '.', '-', '-', '=', '=', '#'];
 
-const HELP: [&str; 12] = [
+const HELP: [&str; 13] = [
     "up/down, k/j      select",
     "PgUp/PgDn, g/G    by pages, first, last",
     "Enter             the owner's peers",
     "Esc, Backspace    back to the owners",
     "s                 next sort order",
+    "Tab               the syscalls pane",
     "p, Space          pause; the counts go on in the kernel",
     "q, ^C             quit",
     "",
@@ -65,7 +68,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, model: &Model, agent: &str, look: &Loo
     }
     frame.render_widget(Paragraph::new(footer_lines(model, look)), footer);
     if model.help {
-        help(frame, look);
+        popup(frame, &HELP, look);
     }
 }
 
@@ -186,7 +189,7 @@ fn peers(frame: &mut Frame<'_>, area: Rect, model: &Model, owner: &str, look: &L
     table(frame, area, rows, &header, &widths, model.selected());
 }
 
-fn table(
+pub(super) fn table(
     frame: &mut Frame<'_>,
     area: Rect,
     rows: Vec<Row<'_>>,
@@ -202,7 +205,7 @@ fn table(
 }
 
 /// A name, whose end is kept where it must be cut.
-fn name_cell(name: &str, width: u16, look: &Look) -> Cell<'static> {
+pub(super) fn name_cell(name: &str, width: u16, look: &Look) -> Cell<'static> {
     Cell::from(fit_ends(
         &sanitise::line(name),
         usize::from(width),
@@ -230,9 +233,14 @@ fn rate_cells(rates: &Rates, look: &Look) -> [Cell<'static>; 5] {
     ]
 }
 
-fn footer_lines(model: &Model, look: &Look) -> Vec<Line<'static>> {
+/// What was lost, or why nothing is known; at most two lines.
+pub(super) fn losses_lines(
+    trouble: Option<&str>,
+    losses: Option<&Losses>,
+    look: &Look,
+) -> Vec<Line<'static>> {
     let mut lines = Vec::new();
-    match (&model.trouble, &model.losses) {
+    match (trouble, losses) {
         (Some(trouble), _) => {
             lines.push(Line::styled(
                 sanitise::line(trouble).into_owned(),
@@ -256,20 +264,27 @@ fn footer_lines(model: &Model, look: &Look) -> Vec<Line<'static>> {
             }
         }
     }
+    lines
+}
+
+fn footer_lines(model: &Model, look: &Look) -> Vec<Line<'static>> {
+    let mut lines = losses_lines(model.trouble.as_deref(), model.losses.as_ref(), look);
     if let Some(note) = &model.note {
         lines.push(Line::raw(sanitise::line(note).into_owned()));
     }
     let keys = match model.page {
-        Page::Owners => "Enter peers  s sort  p pause  ? help  q quit",
-        Page::Peers(_) => "Esc back  s sort  p pause  ? help  q quit",
+        Page::Owners => "Enter peers  s sort  Tab syscalls  p pause  ? help  q quit",
+        Page::Peers(_) => "Esc back  s sort  Tab syscalls  p pause  ? help  q quit",
     };
     lines.push(Line::styled(keys, Style::new().add_modifier(Modifier::DIM)));
     lines
 }
 
-fn help(frame: &mut Frame<'_>, look: &Look) {
+/// Lines in a box over the screen.
+pub(super) fn popup(frame: &mut Frame<'_>, lines: &[&'static str], look: &Look) {
     let area = frame.area();
-    let (width, height) = (62.min(area.width), 14.min(area.height));
+    let height = u16::try_from(lines.len() + 2).unwrap_or(u16::MAX);
+    let (width, height) = (62.min(area.width), height.min(area.height));
     let popup = Rect::new(
         (area.width - width) / 2,
         (area.height - height) / 2,
@@ -277,7 +292,7 @@ fn help(frame: &mut Frame<'_>, look: &Look) {
         height,
     );
     frame.render_widget(Clear, popup);
-    let text: Vec<Line<'_>> = HELP.iter().copied().map(Line::raw).collect();
+    let text: Vec<Line<'_>> = lines.iter().copied().map(Line::raw).collect();
     let block = if look.utf8 {
         Block::bordered()
     } else {
@@ -319,11 +334,11 @@ pub(crate) const fn sort_name(sort: TopSort) -> &'static str {
     }
 }
 
-const fn strong() -> Style {
+pub(super) const fn strong() -> Style {
     Style::new().add_modifier(Modifier::BOLD)
 }
 
-const fn tone(look: &Look, color: Color) -> Style {
+pub(super) const fn tone(look: &Look, color: Color) -> Style {
     if look.colours {
         Style::new().fg(color)
     } else {

@@ -1,5 +1,8 @@
 //! An agent that speaks the real protocol and tells made-up flows, the same ones each time.
 
+#[path = "fake_calls.rs"]
+mod fake_calls;
+
 use std::{
     net::SocketAddr,
     pin::Pin,
@@ -14,11 +17,13 @@ use orb8_proto::v1::{
     AgentStatus, Attribution, Check, ContainerStatus, Direction, Endpoint, EndpointKind, EventLoss, Flow,
     FlowBatch, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, InterfaceStatus, KubernetesStatus,
     LedgerRow, Limit, ListPodsRequest, ListPodsResponse, NetworkEvent, NetworkEventKind, ObservationPoint,
-    PodHealth, PodInterface, PodStatus, ProgramStatus, QueryFlowsResponse, Reporter, Service, Setting, State,
-    StreamEventsRequest, StreamEventsResponse, Verdict, WatchStatus,
+    PodHealth, PodInterface, PodStatus, ProgramStatus, QueryFlowsResponse, QuerySyscallsResponse, Reporter,
+    Service, SetSyscallModeRequest, SetSyscallModeResponse, Setting, State, StreamEventsRequest,
+    StreamEventsResponse, SyscallBatch, SyscallMode, SyscallQuery, Verdict, WatchStatus,
     observation_point::Point,
     orbit_service_server::{OrbitService, OrbitServiceServer},
     query_flows_response::Part,
+    query_syscalls_response::Part as CallsPart,
     stream_events_response::Event,
 };
 use prost_types::Timestamp;
@@ -53,6 +58,8 @@ pub struct Asked {
     pub flows: Arc<Mutex<Vec<FlowQuery>>>,
     pub events: Arc<Mutex<Vec<StreamEventsRequest>>>,
     pub pods: Arc<Mutex<Vec<ListPodsRequest>>>,
+    pub syscalls: Arc<Mutex<Vec<SyscallQuery>>>,
+    pub modes: Arc<Mutex<Vec<SyscallMode>>>,
 }
 
 #[derive(Debug)]
@@ -594,12 +601,84 @@ impl FakeAgent {
     }
 }
 
+impl FakeAgent {
+    /// These events, then silence until the client goes; or the same again and again.
+    fn told_on(&self, events: Vec<Event>) -> Answers<StreamEventsResponse> {
+        let events: Vec<_> = events
+            .into_iter()
+            .map(|event| Ok(StreamEventsResponse { event: Some(event) }))
+            .collect();
+        let first = tokio_stream::iter(events.clone());
+        if self.story == Story::Live {
+            let again = tokio_stream::iter(events.into_iter().cycle()).throttle(Duration::from_millis(100));
+            return Box::pin(first.chain(again));
+        }
+        Box::pin(first.chain(tokio_stream::pending()))
+    }
+}
+
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl OrbitService for FakeAgent {
     type QueryFlowsStream = Answers<QueryFlowsResponse>;
     type StreamEventsStream = Answers<StreamEventsResponse>;
+    type QuerySyscallsStream = Answers<QuerySyscallsResponse>;
+
+    async fn query_syscalls(
+        &self,
+        request: Request<SyscallQuery>,
+    ) -> Result<Response<Self::QuerySyscallsStream>, Status> {
+        let query = request.into_inner();
+        self.asked.syscalls.lock().unwrap().push(query.clone());
+        let filter = query.filter.clone().unwrap_or_default();
+        if filter.syscalls.iter().any(|name| name == "opnat") {
+            return Err(Status::invalid_argument(
+                "there is no system call 'opnat' (openat?)",
+            ));
+        }
+        let now = self.now();
+        let mut rows = fake_calls::rows(self.story, &query, now);
+        let summary = fake_calls::summary(self.story, &query, &rows, now);
+        if query.limit > 0 {
+            rows.truncate(query.limit as usize);
+        }
+        let mut parts: Vec<_> = rows
+            .chunks(2)
+            .map(|rows| {
+                Ok(QuerySyscallsResponse {
+                    part: Some(CallsPart::Batch(SyscallBatch { rows: rows.to_vec() })),
+                })
+            })
+            .collect();
+        if self.story == Story::Broken {
+            parts.truncate(1);
+            parts.push(Err(Status::unavailable("shutting down")));
+        } else {
+            parts.push(Ok(QuerySyscallsResponse {
+                part: Some(CallsPart::Summary(summary)),
+            }));
+        }
+        Ok(Response::new(Box::pin(tokio_stream::iter(parts))))
+    }
+
+    async fn set_syscall_mode(
+        &self,
+        request: Request<SetSyscallModeRequest>,
+    ) -> Result<Response<SetSyscallModeResponse>, Status> {
+        let mode = request.into_inner().mode();
+        self.asked.modes.lock().unwrap().push(mode);
+        if self.story == Story::Broken {
+            return Err(Status::failed_precondition(
+                "loading syscall/sys_exit: the kernel refuses it",
+            ));
+        }
+        Ok(Response::new(SetSyscallModeResponse {
+            node: node(self.story).into(),
+            before: fake_calls::mode(self.story).into(),
+            mode: mode.into(),
+        }))
+    }
 
     async fn list_pods(
         &self,
@@ -754,7 +833,11 @@ impl OrbitService for FakeAgent {
         &self,
         request: Request<StreamEventsRequest>,
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
-        self.asked.events.lock().unwrap().push(request.into_inner());
+        let request = request.into_inner();
+        self.asked.events.lock().unwrap().push(request.clone());
+        if request.syscall.is_some() {
+            return Ok(Response::new(self.told_on(fake_calls::events(self.story))));
+        }
         let event = |seconds, kind: NetworkEventKind, weight, flow| {
             Event::Network(NetworkEvent {
                 time: at(seconds, 250_000_000),
@@ -788,16 +871,6 @@ impl OrbitService for FakeAgent {
                 }),
             );
         }
-        let events: Vec<_> = events
-            .into_iter()
-            .map(|event| Ok(StreamEventsResponse { event: Some(event) }))
-            .collect();
-        let first = tokio_stream::iter(events.clone());
-        if self.story == Story::Live {
-            let again = tokio_stream::iter(events.into_iter().cycle()).throttle(Duration::from_millis(100));
-            return Ok(Response::new(Box::pin(first.chain(again))));
-        }
-        // Silence, until the client goes.
-        Ok(Response::new(Box::pin(first.chain(tokio_stream::pending()))))
+        Ok(Response::new(self.told_on(events)))
     }
 }

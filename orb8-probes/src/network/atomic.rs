@@ -1,32 +1,10 @@
-//! Atomic additions on map values.
+//! Atomic operations on map values.
 
-use core::intrinsics::{AtomicOrdering, atomic_or, atomic_xadd};
+use core::intrinsics::{AtomicOrdering, atomic_or};
+
+pub(crate) use orb8_probes::atomic::{add, add32};
 
 use crate::settings;
-
-/// `*counter += amount`, as one instruction that other CPUs cannot tear (`lock add`).
-///
-/// # Safety
-/// `counter` points into a map value.
-#[inline(always)]
-pub(crate) unsafe fn add(counter: *mut u64, amount: u64) {
-    // SAFETY: the caller's.
-    unsafe {
-        atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, amount);
-    }
-}
-
-/// As [`add`], for 32 bits.
-///
-/// # Safety
-/// `counter` points into a map value.
-#[inline(always)]
-pub(crate) unsafe fn add32(counter: *mut u32, amount: u32) {
-    // SAFETY: the caller's.
-    unsafe {
-        atomic_xadd::<u32, u32, { AtomicOrdering::Relaxed }>(counter, amount);
-    }
-}
 
 /// `*bits |= more`. Linux 5.12 and later have it as one atomic instruction.
 ///

@@ -40,8 +40,17 @@ const CAPABILITIES: &[&str] = &["BPF", "PERFMON", "NET_ADMIN", "SYS_PTRACE", "DA
 /// For kernels before 5.11.
 const LOCKED_MEMORY: &str = "SYS_RESOURCE";
 
+/// What was asked for beyond the least.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Meant<'a> {
+    /// The limit of locked memory may be passed.
+    pub(super) locked_memory: bool,
+    /// A directory of the node may be written to.
+    pub(super) state_dir: Option<&'a str>,
+}
+
 /// What the objects ask for beyond (or short of) what is meant.
-pub(super) fn unexpected(objects: &Objects, locked_memory: bool) -> Vec<String> {
+pub(super) fn unexpected(objects: &Objects, meant: Meant<'_>) -> Vec<String> {
     let mut found = Vec::new();
     for (name, object) in objects.iter() {
         let mut check = Check {
@@ -50,7 +59,7 @@ pub(super) fn unexpected(objects: &Objects, locked_memory: bool) -> Vec<String> 
             found: &mut found,
         };
         match name.kind.as_str() {
-            "DaemonSet" => check.daemon_set(locked_memory),
+            "DaemonSet" => check.daemon_set(meant),
             "ClusterRole" => check.is(
                 "/rules",
                 &json!([
@@ -123,7 +132,7 @@ impl Check<'_> {
         }
     }
 
-    fn daemon_set(&mut self, locked_memory: bool) {
+    fn daemon_set(&mut self, meant: Meant<'_>) {
         const POD: &str = "/spec/template/spec";
         const CONTAINER: &str = "/spec/template/spec/containers/0";
         let pod = |field: &str| format!("{POD}/{field}");
@@ -136,14 +145,19 @@ impl Check<'_> {
             &pod("securityContext"),
             &json!({"seccompProfile": {"type": "RuntimeDefault"}}),
         );
-        self.is(
-            &pod("volumes"),
-            &json!([{"name": "cgroup", "hostPath": {"path": "/sys/fs/cgroup", "type": "Directory"}}]),
-        );
+        let mut volumes =
+            vec![json!({"name": "cgroup", "hostPath": {"path": "/sys/fs/cgroup", "type": "Directory"}})];
+        let mut mounts =
+            vec![json!({"name": "cgroup", "mountPath": "/host/sys/fs/cgroup", "readOnly": true})];
+        if let Some(path) = meant.state_dir {
+            volumes.push(json!({"name": "state", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}));
+            mounts.push(json!({"name": "state", "mountPath": path}));
+        }
+        self.is(&pod("volumes"), &json!(volumes));
         self.absent(&pod("containers/1"));
         self.only_fields(CONTAINER, CONTAINER_FIELDS);
         let mut capabilities = CAPABILITIES.to_vec();
-        if locked_memory {
+        if meant.locked_memory {
             capabilities.push(LOCKED_MEMORY);
         }
         self.is(
@@ -156,10 +170,7 @@ impl Check<'_> {
                 "capabilities": {"drop": ["ALL"], "add": capabilities},
             }),
         );
-        self.is(
-            &container("volumeMounts"),
-            &json!([{"name": "cgroup", "mountPath": "/host/sys/fs/cgroup", "readOnly": true}]),
-        );
+        self.is(&container("volumeMounts"), &json!(mounts));
         self.absent(&container("ports/1"));
         self.is(&container("ports/0/name"), &json!("metrics"));
         self.grpc_stays_on_loopback(&container("env"));
@@ -221,9 +232,9 @@ rules:
 
     #[test]
     fn a_further_verb_is_found() {
-        assert_eq!(unexpected(&role("get, list, watch"), false), [""; 0]);
+        assert_eq!(unexpected(&role("get, list, watch"), Meant::default()), [""; 0]);
         assert_eq!(
-            unexpected(&role("get, list, watch, delete"), false),
+            unexpected(&role("get, list, watch, delete"), Meant::default()),
             ["ClusterRole orb8-agent: rules[1].verbs[3] is \"delete\", not (nothing)"]
         );
     }
@@ -256,7 +267,7 @@ rules:
     }
 
     fn of(object: &Value) -> Vec<String> {
-        unexpected(&Objects::parse(&object.to_string()).unwrap(), false)
+        unexpected(&Objects::parse(&object.to_string()).unwrap(), Meant::default())
     }
 
     #[test]
@@ -304,8 +315,36 @@ rules:
     #[test]
     fn locked_memory_is_one_capability() {
         let objects = Objects::parse(&agents().to_string()).unwrap();
-        let found = unexpected(&objects, true);
+        let meant = Meant {
+            locked_memory: true,
+            ..Meant::default()
+        };
+        let found = unexpected(&objects, meant);
         assert_eq!(found.len(), 1);
         assert!(found[0].contains("SYS_RESOURCE"), "{found:?}");
+    }
+
+    #[test]
+    fn the_state_directory_is_one_directory() {
+        let mut objects = agents();
+        let pod = &mut objects["spec"]["template"]["spec"];
+        let add = |list: &mut Value, one| list.as_array_mut().unwrap().push(one);
+        add(
+            &mut pod["volumes"],
+            json!({"name": "state", "hostPath": {"path": "/var/lib/x", "type": "DirectoryOrCreate"}}),
+        );
+        let mounts = &mut pod["containers"][0]["volumeMounts"];
+        add(mounts, json!({"name": "state", "mountPath": "/var/lib/x"}));
+        let found = |state_dir| {
+            let objects = Objects::parse(&objects.to_string()).unwrap();
+            let meant = Meant {
+                state_dir,
+                ..Meant::default()
+            };
+            unexpected(&objects, meant).len()
+        };
+        assert_eq!(found(Some("/var/lib/x")), 0);
+        assert_ne!(found(Some("/var/lib/y")), 0);
+        assert_ne!(found(None), 0);
     }
 }

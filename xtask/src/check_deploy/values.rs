@@ -108,6 +108,15 @@ pub(super) fn accepted_though_wrong(tools: &Tools) -> Result<Vec<String>> {
             "/settings/history_bytes",
             json!({"settings": {"history_bytes": "lots"}}),
         ),
+        (
+            "/settings/syscall_mode",
+            json!({"settings": {"syscall_mode": "on"}}),
+        ),
+        (
+            "/settings/syscall_events",
+            json!({"settings": {"syscall_events": "execve, mount"}}),
+        ),
+        ("/settings/state_dir", json!({"settings": {"state_dir": "/etc"}})),
         ("/settings/dns", json!({"settings": {"dns": "on"}})),
         (
             "/settings/grpc_address",

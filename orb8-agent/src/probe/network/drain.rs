@@ -1,17 +1,19 @@
 //! Takes an epoch's records out of the kernel, without losing one.
 //!
 //! Two maps of each kind take turns. The drain flips the epoch, waits until no program can still be writing into the
-//! old maps, and empties them. Programs run under RCU, so a grace period is what to wait for;
-//! `membarrier(MEMBARRIER_CMD_GLOBAL)` returns after one (kernel/sched/membarrier.c).
+//! old maps, and empties them.
 
-use std::{io, thread, time::Duration};
+use std::io;
 
 use orb8_common::network::{FlowCounters, FlowKey, RemainderKey, TcpHealth, TcpKey};
 
 use super::load::{ControlMap, EpochMaps};
 use crate::{
     bpf::batch::BatchDrain,
-    probe::kernel_clock::{KernelClock, unix_now_ns},
+    probe::{
+        grace::wait_for_programs,
+        kernel_clock::{KernelClock, unix_now_ns},
+    },
 };
 
 /// Entries that one system call takes: 4096 flows are 448 KiB of buffer.
@@ -107,16 +109,5 @@ impl EpochDrain {
                 source,
             })?;
         Ok(ended)
-    }
-}
-
-/// Returns when every program that was running has ended.
-fn wait_for_programs() {
-    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-    // SAFETY: no pointers.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result != 0 {
-        // Refused with nohz_full CPUs. A program runs for less than a microsecond and cannot be preempted for long.
-        thread::sleep(Duration::from_millis(50));
     }
 }

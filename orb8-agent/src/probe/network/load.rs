@@ -2,25 +2,26 @@
 
 use std::{
     fs::File,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf},
-    programs::{
-        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, Program, ProgramError, SchedClassifier,
-        SockOps,
-    },
+    Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray},
+    programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, SchedClassifier, SockOps},
 };
 use orb8_common::network::{Comm, Control, EpochLoad, HOOKS, Hook, HookStats};
 
 use super::OBJECT;
+pub use crate::probe::object::{EventRing, LoadError};
 use crate::{
     bpf::fd_info::{FdInfo, fd_info},
     preflight::Features,
-    probe::netns_cookie::netns_cookie,
+    probe::{
+        netns_cookie::netns_cookie,
+        object::{MapFds, Shared, program, typed},
+    },
 };
 
 /// Sizes and switches of the network probe.
@@ -39,56 +40,6 @@ pub struct NetworkOptions {
     /// Whether DNS answers are copied out.
     pub dns: bool,
 }
-
-/// Why the network probe did not load.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The object was refused.
-    #[error("cannot load the network programs: {0}; `orb8 doctor` says what this machine lacks")]
-    Object(#[from] EbpfError),
-    /// A map has not the layout that the agent knows.
-    #[error("map {name} of the network programs: {source}")]
-    Map {
-        /// Which map.
-        name: &'static str,
-        /// Why.
-        source: MapError,
-    },
-    /// The object lacks something: it is not the one that belongs to this agent.
-    #[error("the network programs lack {0}: agent and eBPF object are of different versions")]
-    Missing(&'static str),
-    /// A program was refused.
-    #[error("the kernel refused program {name}: {}", verdict(.source))]
-    Program {
-        /// Which program.
-        name: &'static str,
-        /// Why.
-        source: ProgramError,
-    },
-}
-
-/// The end of the verifier's log is what matters.
-fn verdict(error: &ProgramError) -> String {
-    match error {
-        ProgramError::LoadError {
-            io_error,
-            verifier_log,
-        } => {
-            let log = verifier_log.to_string();
-            let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
-            let tail = lines[lines.len().saturating_sub(8)..].join("\n  ");
-            format!("{io_error}; verifier:\n  {tail}")
-        }
-        other => other.to_string(),
-    }
-}
-
-/// Plain records that the kernel shares with us.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Shared<T>(T);
-// SAFETY: the records of orb8-common are `repr(C)` integers without padding.
-unsafe impl<T: Copy + 'static> aya::Pod for Shared<T> {}
 
 /// Settings that the programs read while they run.
 #[derive(Clone)]
@@ -125,7 +76,7 @@ impl ControlMap {
 #[derive(Debug)]
 pub struct Counters {
     stats: StatsMap,
-    maps: Vec<(String, OwnedFd)>,
+    maps: MapFds,
 }
 
 struct StatsMap(PerCpuArray<MapData, Shared<HookStats>>);
@@ -156,11 +107,7 @@ impl Counters {
     /// Bytes that all maps of the family occupy now.
     #[must_use]
     pub fn map_bytes(&self) -> u64 {
-        self.maps
-            .iter()
-            .filter_map(|(_, fd)| fd_info(fd).ok())
-            .map(|info| info.memlock)
-            .sum()
+        self.maps.bytes()
     }
 }
 
@@ -241,15 +188,6 @@ pub struct Network {
     pub processes: SocketProcesses,
 }
 
-/// A ring's reading end.
-pub struct EventRing(pub(crate) RingBuf<MapData>);
-
-impl std::fmt::Debug for EventRing {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EventRing").finish_non_exhaustive()
-    }
-}
-
 /// Ingress and egress classifier for interfaces with Ethernet frames.
 pub(crate) const ETHERNET: [&str; 2] = ["orb8_eth_in", "orb8_eth_out"];
 /// Ingress and egress classifier for interfaces without link-layer header.
@@ -290,27 +228,17 @@ impl Network {
             .map_max_entries("FLOWS_0", options.flow_entries)
             .map_max_entries("FLOWS_1", options.flow_entries)
             .map_max_entries("EVENTS", options.ring_bytes)
-            .load(OBJECT)?;
+            .load(OBJECT)
+            .map_err(|source| LoadError::Object {
+                family: "network",
+                source,
+            })?;
         for name in ETHERNET {
             classifier(&mut ebpf, name)?;
         }
 
-        let mut maps = Vec::new();
-        for (name, map) in ebpf.maps() {
-            if let Some(fd) = map_fd(map).and_then(|fd| fd.try_clone_to_owned().ok()) {
-                maps.push((name.to_owned(), fd));
-            }
-        }
-        let fd = |name: &'static str| {
-            let (_, fd) = maps
-                .iter()
-                .find(|(map, _)| map == name)
-                .ok_or(LoadError::Missing(name))?;
-            fd.try_clone().map_err(|error| LoadError::Map {
-                name,
-                source: MapError::IoError(error),
-            })
-        };
+        let maps = MapFds::of(&ebpf);
+        let fd = |name| maps.get(name);
         let epochs = EpochMaps {
             flows: [fd("FLOWS_0")?, fd("FLOWS_1")?],
             remainder: [fd("REMAINDER_0")?, fd("REMAINDER_1")?],
@@ -342,22 +270,6 @@ impl Network {
     }
 }
 
-fn typed<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError> {
-    let map = ebpf.take_map(name).ok_or(LoadError::Missing(name))?;
-    T::try_from(map).map_err(|source| LoadError::Map { name, source })
-}
-
-fn map_fd(map: &Map) -> Option<BorrowedFd<'_>> {
-    match map {
-        Map::Array(data)
-        | Map::HashMap(data)
-        | Map::LruHashMap(data)
-        | Map::PerCpuArray(data)
-        | Map::RingBuf(data) => Some(data.fd().as_fd()),
-        _ => None,
-    }
-}
-
 /// The classifier, loaded if it was not: those for interfaces without link-layer header are rarely needed.
 fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut SchedClassifier, LoadError> {
     let classifier: &mut SchedClassifier = program(ebpf, name)?;
@@ -367,16 +279,6 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Sche
             .map_err(|source| LoadError::Program { name, source })?;
     }
     Ok(classifier)
-}
-
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
-where
-    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-{
-    ebpf.program_mut(name)
-        .ok_or(LoadError::Missing(name))?
-        .try_into()
-        .map_err(|source| LoadError::Program { name, source })
 }
 
 /// The programs, to attach and to ask about.
