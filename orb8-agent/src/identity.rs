@@ -1,5 +1,5 @@
 //! Who owns an interface, a cgroup or an address, as far as this machine alone can tell. Names of pods come on top, in
-//! [`crate::naming`].
+//! `crate::naming`.
 //!
 //! [`Identity`] answers; it never changes the machine, enters no namespace and keeps none alive. What it cannot
 //! find out has [`owner::Attribution::Unknown`]: a guess never looks like a fact.
