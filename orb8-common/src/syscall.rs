@@ -68,7 +68,7 @@ pub struct Cpu {
     pub events_lost: u64,
     /// Latency: calls that were to be measured.
     pub started: u64,
-    /// Latency: calls that could not be, or that ended with their task.
+    /// Latency: calls that could not be.
     pub unmeasured: u64,
     /// Latency: errors that had no room in their map.
     pub errors_lost: u64,
