@@ -151,6 +151,8 @@ fn call32(times: u64, number: u32) {
 }
 
 const NATIVE: u32 = abi::NATIVE;
+/// Numbers that no table has.
+const OTHER: i64 = OUT_OF_RANGE as u32 as i64;
 const EXIT: ((u32, i64), u64) = ((NATIVE, libc::SYS_exit_group), 1);
 
 #[test]
@@ -179,16 +181,15 @@ fn every_call_is_counted_under_its_abi_and_number() {
         call32(8, u32::MAX);
     });
     counts.read(&mut probe);
-    let other = OUT_OF_RANGE as i64;
     let expected = BTreeMap::from([
         ((NATIVE, libc::SYS_getppid), 1000),
         ((NATIVE, libc::SYS_close), 300),
         ((NATIVE, 500), 7),
-        ((NATIVE, other), 10),
+        ((NATIVE, OTHER), 10),
         ((abi::X32, libc::SYS_getppid), 11),
-        ((abi::X32, other), 4),
+        ((abi::X32, OTHER), 4),
         ((abi::COMPAT, 64), 400),
-        ((abi::COMPAT, other), 17),
+        ((abi::COMPAT, OTHER), 17),
         EXIT,
     ]);
     assert_eq!(counts.of(&cgroup), expected);
@@ -236,7 +237,7 @@ fn latency_and_errors_are_exact() {
         BTreeMap::from([
             ((NATIVE, libc::SYS_close, libc::EBADF), 300),
             ((NATIVE, 500, libc::ENOSYS), 7),
-            ((abi::COMPAT, OUT_OF_RANGE as i64, libc::ENOSYS), 5),
+            ((abi::COMPAT, OTHER, libc::ENOSYS), 5),
         ])
     );
     let times = |abi, number: i64| counts.times[&(cgroup.id, abi, number as u32)].clone();

@@ -53,7 +53,6 @@ const COUNTS: usize = 3;
 const C_LATENCY: usize = 4;
 const LATENCY: usize = 5;
 const BPFTRACE_COUNT: usize = 6;
-const BPFTRACE_LATENCY: usize = 7;
 
 const BPFTRACE: [&str; 2] = [
     "tracepoint:raw_syscalls:sys_enter { @[cgroup, args->id] = count(); }",
