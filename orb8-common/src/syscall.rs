@@ -68,12 +68,16 @@ pub struct Cpu {
     pub events_lost: u64,
     /// Latency: calls that were to be measured.
     pub started: u64,
-    /// Latency: calls that could not be, or that ended with their task.
+    /// Latency: calls that could not be.
     pub unmeasured: u64,
     /// Latency: errors that had no room in their map.
     pub errors_lost: u64,
+    /// Scratch memory of the event that is being made: bytes of its text that are used, and its strings.
+    pub text: [u32; 2],
+    /// The same: [`Event::truncated`] and [`Event::unreadable`].
+    pub text_flags: [u32; 2],
     /// Always zero.
-    pub reserved: [u64; 6],
+    pub reserved: [u64; 4],
 }
 
 /// How a number is treated.

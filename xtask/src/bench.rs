@@ -1,4 +1,4 @@
-//! Measures the network probe and the agent, each beside a named baseline in the same run.
+//! Measures the probes and the agent, each beside a named baseline in the same run.
 //!
 //! The task builds the agent and itself in release mode (feature `bench`), and the second one measures. Traffic runs
 //! only inside network namespaces that it makes and removes, also on ^C. Every ratio is of intervals that alternate, and
@@ -29,6 +29,8 @@ mod start;
 #[cfg(feature = "bench")]
 mod statistics;
 #[cfg(feature = "bench")]
+mod syscall;
+#[cfg(feature = "bench")]
 mod throughput;
 #[cfg(feature = "bench")]
 mod traffic;
@@ -48,6 +50,8 @@ pub(crate) enum Section {
     Start,
     /// Latency of queries.
     Query,
+    /// What the syscall programs add to a call, beside C's and bpftrace's.
+    Syscall,
 }
 
 /// Options of `bench`.

@@ -2,13 +2,13 @@
 //!
 //! Programs, all raw tracepoints, which need neither tracefs nor perf:
 //! - `orb8_sys_enter` counts each call as it is entered, and tells of those that matter one by one;
-//! - `orb8_sys_exit` and `orb8_task_exit`, only in latency mode: how long calls took and how they ended.
+//! - `orb8_sys_exit`, only in latency mode: how long calls took and how they ended.
 //!
 //! Counts lie in maps that the agent has in its own memory: reading takes no system call, stops no program, and costs a
 //! comparison of what is in use with the last copy.
 //!
-//! Ledger: every call that was entered is in a row, in the remainder of its cgroup, or lost (`seen = counted + remainder
-//! + lost`); every call of which an event was wanted was told, sampled out or lost; every call that was to be measured is
+//! Ledger: every call that was entered is in a row, in the remainder of its cgroup, or lost, so that what was seen is the
+//! sum of the three; every call of which an event was wanted was told, sampled out or lost; every call that was to be measured is
 //! measured, unmeasured, or still lasts.
 
 mod arguments;
@@ -83,8 +83,7 @@ pub struct SyscallStats {
     pub started: u64,
     /// Latency: calls that were. What is neither measured nor unmeasured still lasts.
     pub measured: u64,
-    /// Latency: calls that had no room, whose row went to another caller, that ended with their task, or that lasted
-    /// longer than the mode.
+    /// Latency: calls that had no room, whose row went to another caller, or that lasted longer than the mode.
     pub unmeasured: u64,
     /// Errors that are in no map, for it was full.
     pub errors_lost: u64,
@@ -133,7 +132,6 @@ pub struct SyscallProbe {
 /// Names of the programs.
 const ENTER: &str = "orb8_sys_enter";
 const EXIT: &str = "orb8_sys_exit";
-const TASK_EXIT: &str = "orb8_task_exit";
 
 impl SyscallProbe {
     /// Loads and attaches what the mode needs. Takes some ten milliseconds, most of it the verifier's.
@@ -234,25 +232,21 @@ impl SyscallProbe {
     /// State of each program, the reason where it is not active, and what the kernel says of it.
     #[must_use]
     pub fn programs(&self) -> Vec<(&'static str, v1::State, String, FdInfo)> {
-        [
-            (ENTER, Mode::Counts),
-            (EXIT, Mode::Latency),
-            (TASK_EXIT, Mode::Latency),
-        ]
-        .into_iter()
-        .map(|(name, since)| {
-            let info = self.loaded.as_ref().and_then(|loaded| loaded.info(name));
-            if self.mode >= since {
-                (name, v1::State::Active, String::new(), info.unwrap_or_default())
-            } else {
-                let reason = match self.mode {
-                    Mode::Off => "syscall mode is off",
-                    Mode::Counts | Mode::Latency => "syscall mode is counts",
-                };
-                (name, v1::State::Off, reason.to_owned(), info.unwrap_or_default())
-            }
-        })
-        .collect()
+        [(ENTER, Mode::Counts), (EXIT, Mode::Latency)]
+            .into_iter()
+            .map(|(name, since)| {
+                let info = self.loaded.as_ref().and_then(|loaded| loaded.info(name));
+                if self.mode >= since {
+                    (name, v1::State::Active, String::new(), info.unwrap_or_default())
+                } else {
+                    let reason = match self.mode {
+                        Mode::Off => "syscall mode is off",
+                        Mode::Counts | Mode::Latency => "syscall mode is counts",
+                    };
+                    (name, v1::State::Off, reason.to_owned(), info.unwrap_or_default())
+                }
+            })
+            .collect()
     }
 
     /// Bytes that all maps of the family occupy now.

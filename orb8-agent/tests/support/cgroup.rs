@@ -66,8 +66,11 @@ impl Cgroup {
             let mut byte = 0_u8;
             // SAFETY: room for a byte; then the calls, and the end.
             unsafe {
+                // Descriptors of other tests' programs would keep those attached.
+                libc::dup2(pipe[0], 0);
+                libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0);
                 // Entered before the process is in its cgroup.
-                libc::read(pipe[0], (&raw mut byte).cast(), 1);
+                libc::read(0, (&raw mut byte).cast(), 1);
                 calls();
                 libc::_exit(0);
             }
@@ -116,6 +119,18 @@ impl Child {
         // SAFETY: a child of ours, and room for its status.
         assert_eq!(unsafe { libc::waitpid(self.0, &raw mut status, 0) }, self.0);
         assert_eq!(status, 0, "the child ended with status {status:#x}");
+    }
+
+    /// Whether it has ended; it can still be waited for.
+    pub(crate) fn has_ended(&self) -> bool {
+        // SAFETY: integers, for which zeros are a value.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: a child of ours, and room for what is known of it.
+        unsafe {
+            libc::waitid(libc::P_PID, self.0.cast_unsigned(), &raw mut info, options) != 0
+                || info.si_pid() != 0
+        }
     }
 
     pub(crate) fn kill(self) {

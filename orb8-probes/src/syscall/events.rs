@@ -153,15 +153,6 @@ unsafe fn head(event: *mut Event, call: Call, watch: Watch, args: &[u64; 6]) {
     }
 }
 
-/// Where the next string goes, and what is known of those before.
-struct Text {
-    event: *mut Event,
-    used: u32,
-    strings: u32,
-    truncated: u32,
-    unreadable: u32,
-}
-
 #[inline(always)]
 fn with_text(call: Call, watch: Watch, args: &[u64; 6], cpu: &mut Cpu) -> bool {
     // SAFETY: the ring, and a size that is known.
@@ -175,18 +166,13 @@ fn with_text(call: Call, watch: Watch, args: &[u64; 6], cpu: &mut Cpu) -> bool {
         head(event, call, watch, args);
         ptr::write_bytes((&raw mut (*event).text).cast::<u64>(), 0, TEXT / 8);
     }
-    let mut text = Text {
-        event,
-        used: 0,
-        strings: 0,
-        truncated: 0,
-        unreadable: 0,
-    };
+    cpu.text = [0; 2];
+    cpu.text_flags = [0; 2];
     let mut more = false;
     let mut vector = 0;
     for (at, &arg) in args.iter().enumerate() {
         if watch.flags >> at & 1 != 0 && arg != 0 {
-            more |= !text.read(arg);
+            more |= !read(event, cpu, arg);
         }
         if watch.flags >> watch::VECTOR_SHIFT & watch::VECTOR == at as u32 + 1 {
             vector = arg;
@@ -207,7 +193,7 @@ fn with_text(call: Call, watch: Watch, args: &[u64; 6], cpu: &mut Cpu) -> bool {
             if failed || pointer == 0 {
                 break;
             }
-            if at == VECTOR || !text.read(pointer) {
+            if at == VECTOR || !read(event, cpu, pointer) {
                 more = true;
                 break;
             }
@@ -215,49 +201,52 @@ fn with_text(call: Call, watch: Watch, args: &[u64; 6], cpu: &mut Cpu) -> bool {
     }
     // SAFETY: room for an event.
     unsafe {
-        (&raw mut (*event).strings).write(text.strings as u8);
-        (&raw mut (*event).truncated).write(text.truncated as u8);
-        (&raw mut (*event).unreadable).write(text.unreadable as u8);
+        (&raw mut (*event).strings).write(cpu.text[1] as u8);
+        (&raw mut (*event).truncated).write(cpu.text_flags[0] as u8);
+        (&raw mut (*event).unreadable).write(cpu.text_flags[1] as u8);
         (&raw mut (*event).more).write(u8::from(more));
         bpf_ringbuf_submit(event.cast(), 0);
     }
     true
 }
 
-impl Text {
-    /// Copies a string of the caller's memory; false if there is no room.
-    #[inline(always)]
-    fn read(&mut self, pointer: u64) -> bool {
-        // With its NUL.
-        const ROOM: u32 = STRING as u32 + 1;
-        let (used, at) = (self.used, self.strings);
-        if used > TEXT as u32 - ROOM || at >= STRINGS as u32 {
-            return false;
-        }
-        // SAFETY: `used` leaves room for a string.
-        let length = unsafe {
-            let place = (&raw mut (*self.event).text).cast::<u8>().add(used as usize);
-            bpf_probe_read_user_str(place.cast(), ROOM, pointer as *const _)
-        };
-        self.strings += 1;
-        let length = if length <= 0 {
-            self.unreadable |= 1 << at;
-            1
-        } else if length as u32 >= ROOM {
-            // The kernel does not say whether this was all.
-            self.truncated |= 1 << at;
-            ROOM
-        } else {
-            length as u32
-        };
-        self.used = used + length;
-        // SAFETY: below `STRINGS`.
-        unsafe {
-            (&raw mut (*self.event).lengths)
-                .cast::<u8>()
-                .add(at as usize)
-                .write(length as u8 - 1);
-        }
-        true
+/// Copies a string of the caller's memory behind those before; false if there is no room.
+///
+/// How far the text is lies in a map, not in registers: the verifier then forgets by which path it came there, and looks
+/// at each step once.
+#[inline(always)]
+fn read(event: *mut Event, cpu: &mut Cpu, pointer: u64) -> bool {
+    // With its NUL.
+    const ROOM: u32 = STRING as u32 + 1;
+    // SAFETY: a valid reference; read anew each time, for the reason above.
+    let [used, at] = unsafe { (&raw const cpu.text).read_volatile() };
+    if used > TEXT as u32 - ROOM || at >= STRINGS as u32 {
+        return false;
     }
+    // SAFETY: `used` leaves room for a string.
+    let length = unsafe {
+        let place = (&raw mut (*event).text).cast::<u8>().add(used as usize);
+        bpf_probe_read_user_str(place.cast(), ROOM, pointer as *const _)
+    };
+    let [mut truncated, mut unreadable] = cpu.text_flags;
+    let length = if length <= 0 {
+        unreadable |= 1 << at;
+        1
+    } else if length as u32 >= ROOM {
+        // The kernel does not say whether this was all.
+        truncated |= 1 << at;
+        ROOM
+    } else {
+        length as u32
+    };
+    cpu.text_flags = [truncated, unreadable];
+    // SAFETY: as above; below `STRINGS`.
+    unsafe {
+        (&raw mut cpu.text).write_volatile([used + length, at + 1]);
+        (&raw mut (*event).lengths)
+            .cast::<u8>()
+            .add(at as usize)
+            .write(length as u8 - 1);
+    }
+    true
 }

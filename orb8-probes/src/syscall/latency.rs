@@ -1,7 +1,8 @@
 //! How long calls take and how they end.
 //!
 //! A task's storage holds when its call was entered. Each call that was started is measured as it returns, or counted as
-//! unmeasured: where there was no room, the row has gone to another caller, or the task ended in the call.
+//! unmeasured: where there was no room, or the row has gone to another caller. Also a call that a fatal signal ends returns
+//! here; those that never do (exit) are not started.
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST, helpers::generated::bpf_ktime_get_ns, macros::raw_tracepoint,
@@ -71,25 +72,6 @@ pub(crate) fn orb8_sys_exit(ctx: RawTracePointContext) -> i32 {
         cpu.unmeasured += 1;
     } else if errno.wrapping_sub(1) < MAX_ERRNO && in_call.number & watch::NO_RESULT == 0 {
         return count_error(in_call.row, in_call.number, errno as u32, cpu) as i32;
-    }
-    0
-}
-
-/// `TP_PROTO(struct task_struct *p, ..)`, include/trace/events/sched.h: the current task ends.
-#[raw_tracepoint(tracepoint = "sched_process_exit")]
-pub(crate) fn orb8_task_exit(_ctx: RawTracePointContext) -> i32 {
-    // SAFETY: the current task.
-    let Some(in_call) = (unsafe { maps::IN_CALL.get(task()) }) else {
-        return 0;
-    };
-    let Some(cpu) = cpu() else {
-        return 0;
-    };
-    if in_call.start_ns != 0 && in_call.phase == cpu.phase {
-        in_call.start_ns = 0;
-        // Not `+=`: in this place a program can be preempted, and another CPU's element be written.
-        // SAFETY: a map value.
-        unsafe { atomic::add(&raw mut cpu.unmeasured, 1) };
     }
     0
 }

@@ -5,15 +5,16 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
-    Options, Section, cleanup::Cleanup, footprint, program, query, report::Report, start, throughput,
+    Options, Section, cleanup::Cleanup, footprint, program, query, report::Report, start, syscall, throughput,
 };
 
-const ALL: [Section; 5] = [
+const ALL: [Section; 6] = [
     Section::Program,
     Section::Throughput,
     Section::Agent,
     Section::Start,
     Section::Query,
+    Section::Syscall,
 ];
 
 /// Measures, and writes the report.
@@ -40,7 +41,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let whole = options.sections.is_empty();
     let sections = if whole { &ALL[..] } else { &options.sections };
     let cleanup = Cleanup::new()?;
-    let mut report = Report::default();
+    // What the syscall programs cost has a chapter of its own.
+    let (mut report, mut syscalls) = (Report::default(), Report::of("syscall"));
     for &section in sections {
         eprintln!("{section:?}");
         match section {
@@ -49,16 +51,25 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             Section::Agent => footprint::run(&agent, options.quick, &mut report),
             Section::Start => start::run(&agent, options.quick, &mut report),
             Section::Query => query::run(&agent, options.quick, &mut report),
+            Section::Syscall => syscall::run(options.quick, &mut syscalls),
         }
         .with_context(|| format!("section {section:?}"))?;
     }
     drop(cleanup);
     let default = (whole && !options.quick).then(|| root.join("docs/PERFORMANCE.md"));
-    if let Some(file) = options.output.clone().or(default) {
-        report.write(&file, options.quick)?;
-        eprintln!("written to {}", file.display());
-    } else {
-        println!("{}", report.markdown(options.quick));
+    let has = |wanted: fn(&Section) -> bool| sections.iter().any(wanted);
+    let reports = [
+        (report, has(|section| *section != Section::Syscall)),
+        (syscalls, has(|section| *section == Section::Syscall)),
+    ];
+    let file = options.output.clone().or(default);
+    for (report, _) in reports.iter().filter(|(_, measured)| *measured) {
+        if let Some(file) = &file {
+            report.write(file, options.quick)?;
+            eprintln!("written to {}", file.display());
+        } else {
+            println!("{}", report.markdown(options.quick));
+        }
     }
     Ok(())
 }

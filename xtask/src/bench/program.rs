@@ -70,13 +70,15 @@ impl EpochSink for Nowhere {
     fn tcp(&mut self, _: &TcpKey, _: &TcpHealth) {}
 }
 
-/// Builds the C programs.
+/// Builds C programs of xtask/bench.
 ///
 /// # Errors
 /// What to install, or what the compiler says.
-fn compile(directory: &FilePath) -> Result<Vec<u8>> {
-    let source = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("bench/minimal.c");
-    let object = directory.join("minimal.o");
+pub(super) fn compile(source: &str, directory: &FilePath) -> Result<Vec<u8>> {
+    let source = FilePath::new(env!("CARGO_MANIFEST_DIR"))
+        .join("bench")
+        .join(source);
+    let object = directory.join("baseline.o");
     let output = Command::new("clang-22")
         .args([
             "-O2",
@@ -103,7 +105,8 @@ fn compile(directory: &FilePath) -> Result<Vec<u8>> {
 impl Programs {
     fn load() -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let mut baseline = Ebpf::load(&compile(directory.path())?).context("cannot load the C programs")?;
+        let mut baseline =
+            Ebpf::load(&compile("minimal.c", directory.path())?).context("cannot load the C programs")?;
         for name in ["minimal", "empty", "drive"] {
             classifier(&mut baseline, name)?.load()?;
         }

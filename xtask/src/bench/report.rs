@@ -4,17 +4,31 @@ use std::{fmt::Write as _, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 
-const BEGIN: &str = "<!-- cargo xtask bench: begin -->";
-const END: &str = "<!-- cargo xtask bench: end -->";
-
 /// What is collected while sections run.
 #[derive(Default)]
 pub(super) struct Report {
+    /// What follows `cargo xtask bench` to make it again.
+    arguments: &'static str,
     targets: Vec<[String; 4]>,
     details: String,
 }
 
 impl Report {
+    /// A report that `cargo xtask bench` makes with these arguments.
+    pub(super) fn of(arguments: &'static str) -> Self {
+        Self {
+            arguments,
+            ..Self::default()
+        }
+    }
+
+    /// The command that makes it again.
+    fn command(&self) -> String {
+        format!("cargo xtask bench {}", self.arguments)
+            .trim_end()
+            .to_owned()
+    }
+
     /// A target that is met or, for `reason`, not.
     pub(super) fn verdict(&mut self, what: &str, target: &str, measured: &str, met: bool, reason: &str) {
         let verdict = if met {
@@ -60,8 +74,8 @@ impl Report {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let _ = write!(
             text,
-            "Measured on {} with Linux {}, {cpu}, {cpus} CPUs{hypervisor}, commit {}. {}Reproduce with `cargo xtask \
-             bench` as root (it needs iproute2, clang-22 and libbpf-dev).\n\n",
+            "Measured on {} with Linux {}, {cpu}, {cpus} CPUs{hypervisor}, commit {}. {}Reproduce with `{}` as \
+             root (it needs iproute2, clang-22 and libbpf-dev).\n\n",
             output("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
             kernel.trim(),
             output(
@@ -75,13 +89,18 @@ impl Report {
                 ]
             ),
             if quick { "A quick run: noisier. " } else { "" },
+            self.command(),
         );
         row(&mut text, ["what", "target", "measured", "verdict"].into_iter());
         row(&mut text, ["---"; 4].into_iter());
         for cells in &self.targets {
             row(&mut text, cells.iter().map(String::as_str));
         }
-        text.push_str("\n## Details\n\n");
+        text.push_str(if self.arguments.is_empty() {
+            "\n## Details\n\n"
+        } else {
+            "\n"
+        });
         text.push_str(&self.details);
         text
     }
@@ -91,22 +110,26 @@ impl Report {
     /// # Errors
     /// If it has no markers, or cannot be written.
     pub(super) fn write(&self, file: &Path, quick: bool) -> Result<()> {
+        let (begin, end) = (
+            format!("<!-- {}: begin -->", self.command()),
+            format!("<!-- {}: end -->", self.command()),
+        );
         let old = match fs::read_to_string(file) {
             Ok(old) => old,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                format!("# Performance\n\n{BEGIN}\n{END}\n")
+                format!("# Performance\n\n{begin}\n{end}\n")
             }
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
         };
         let parts = old
-            .split_once(BEGIN)
-            .and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+            .split_once(&begin)
+            .and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));
         let (before, after) =
-            parts.with_context(|| format!("{} lacks the lines {BEGIN} and {END}", file.display()))?;
+            parts.with_context(|| format!("{} lacks the lines {begin} and {end}", file.display()))?;
         let text = self.markdown(quick);
         fs::write(
             file,
-            format!("{before}{BEGIN}\n\n{}\n\n{END}{after}", text.trim_end()),
+            format!("{before}{begin}\n\n{}\n\n{end}{after}", text.trim_end()),
         )
         .with_context(|| format!("cannot write {}", file.display()))
     }

@@ -13,7 +13,7 @@ use aya::{
 use orb8_common::syscall::{Cpu, NUMBERS, Watch, abi};
 
 use super::{
-    ENTER, EXIT, OBJECT, ReadError, SyscallOptions, SyscallSink, SyscallStats, TASK_EXIT, arguments, compat,
+    ENTER, EXIT, OBJECT, ReadError, SyscallOptions, SyscallSink, SyscallStats, arguments, compat,
     mapped::Mapped, possible_cpus, read::Reader,
 };
 use crate::{
@@ -215,10 +215,7 @@ impl Loaded {
     /// Measures from now on.
     pub(super) fn start_latency(&mut self) -> Result<(), LoadError> {
         self.reader.latency_starts()?;
-        let attached = self
-            .attach(EXIT, "sys_exit")
-            .and_then(|()| self.attach(TASK_EXIT, "sched_process_exit"));
-        if let Err(error) = attached {
+        if let Err(error) = self.attach(EXIT, "sys_exit") {
             self.unload(|name| name != ENTER);
             return Err(error);
         }
@@ -247,7 +244,7 @@ impl Loaded {
     fn unload(&mut self, which: impl Fn(&str) -> bool) {
         self.links.retain(|(name, _)| !which(name));
         wait_for_programs();
-        for name in [ENTER, EXIT, TASK_EXIT].into_iter().filter(|name| which(name)) {
+        for name in [ENTER, EXIT].into_iter().filter(|name| which(name)) {
             if name == ENTER {
                 self.missed += self.info(name).map_or(0, |info| info.recursion_misses);
             }
