@@ -18,7 +18,9 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
-use orb8_proto::v1::{Direction, Flow, Reporter, State, StreamEventsRequest, stream_events_response::Event};
+use orb8_proto::v1::{
+    Direction, Flow, FlowFilter, Reporter, State, StreamEventsRequest, stream_events_response::Event,
+};
 use support::{
     agent::{Agent, Flows, Totals, command, eventually, is_at, is_at_socket, is_between},
     namespace::{Counters, MAC, Namespace, Network, V4, V6, can_run, run},
@@ -656,6 +658,14 @@ fn programs_of_others_run_before_and_after_ours() {
     drop(before_ours);
 }
 
+/// Events of flows alone.
+fn of_flows() -> StreamEventsRequest {
+    StreamEventsRequest {
+        network: Some(FlowFilter::default()),
+        ..StreamEventsRequest::default()
+    }
+}
+
 #[test]
 fn events_tell_of_connections_and_a_full_ring_costs_no_counts() {
     if !can_run() {
@@ -668,10 +678,7 @@ fn events_tell_of_connections_and_a_full_ring_costs_no_counts() {
     let before = agent.flows_at_rest(&network);
     let mut kinds = agent
         .ask(|mut client| async move {
-            let mut stream = client
-                .stream_events(StreamEventsRequest::default())
-                .await?
-                .into_inner();
+            let mut stream = client.stream_events(of_flows()).await?.into_inner();
             let traffic = tokio::task::spawn_blocking({
                 let namespace = a.open();
                 move || {
@@ -704,10 +711,7 @@ fn events_tell_of_connections_and_a_full_ring_costs_no_counts() {
     b.run("ip route replace blackhole 10.8.0.1/32");
     agent
         .ask(|mut client| async move {
-            let _stream = client
-                .stream_events(StreamEventsRequest::default())
-                .await?
-                .into_inner();
+            let _stream = client.stream_events(of_flows()).await?.into_inner();
             let namespace = a.open();
             tokio::task::spawn_blocking(move || {
                 nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
