@@ -130,6 +130,8 @@ pub(crate) fn name(end: &Endpoint) -> Option<String> {
     .into_iter()
     .find(|name| !name.is_empty());
     known.map(str::to_owned).or_else(|| match end.kind() {
+        // Its name has not been told.
+        _ if !end.pod_uid.is_empty() => Some(format!("pod {}", end.pod_uid)),
         EndpointKind::Host | EndpointKind::Node if !end.node.is_empty() => Some(format!("node/{}", end.node)),
         EndpointKind::Host => Some("(host)".to_owned()),
         EndpointKind::Node if !end.ip.is_empty() => Some(format!("node {}", end.ip)),

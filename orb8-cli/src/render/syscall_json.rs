@@ -57,6 +57,8 @@ pub(crate) struct OwnerRecord {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) pod: String,
     #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) pod_uid: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) container: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) workload: String,
@@ -175,6 +177,7 @@ impl From<Option<&Endpoint>> for OwnerRecord {
             namespace: owner.namespace.clone(),
             pod: owner.pod.clone(),
             container: owner.container.clone(),
+            pod_uid: owner.pod_uid.clone(),
             workload: owner.workload.clone(),
             unit: owner.unit.clone(),
             process: owner.process.clone(),
