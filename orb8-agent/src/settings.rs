@@ -216,8 +216,8 @@ settings! {
     /// What the syscall programs do: nothing (off), count calls as they are entered (counts), or also tell how each ended and
     /// how long it took (latency). It can be switched while the agent runs, by SetSyscallMode.
     syscall_mode: SyscallMode = SyscallMode::Counts, any;
-    /// Pairs of cgroup and ABI whose calls are told apart by number, 10 KiB each in the kernel and the agent. The calls of
-    /// those without room are counted by cgroup.
+    /// Pairs of cgroup and ABI whose calls are told apart by number, 7 KiB each in the kernel. The calls of those without
+    /// room are counted by cgroup.
     syscall_callers: u32 = 1024, between(16u32, 65536u32);
     /// Latency histograms (of a cgroup, ABI and call) in latency mode, 344 bytes each; as many errors (of a cgroup, ABI,
     /// call and errno) are told apart.

@@ -914,3 +914,47 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
     let off = SyscallProbe::load(&options(Mode::Off), without).unwrap();
     assert_eq!((off.map_bytes(), off.stats()), (0, SyscallStats::default()));
 }
+
+#[test]
+fn what_has_no_histogram_is_counted_as_unmeasured() {
+    if !can_run() {
+        return;
+    }
+    let mut probe = SyscallProbe::load(
+        &SyscallOptions {
+            latencies: 1,
+            ..options(Mode::Latency)
+        },
+        Features::probe(),
+    )
+    .unwrap();
+    let cgroup = Cgroup::new("histograms");
+    let mut counts = Counts::default();
+    // Others may have taken the only one before.
+    cgroup.run(|| {
+        for _ in 0..1000 {
+            call(1, libc::SYS_getppid, [0; 3]);
+            call(1, libc::SYS_getuid, [0; 3]);
+            call(1, libc::SYS_close, [u64::MAX, 0, 0]);
+        }
+    });
+    probe.set_mode(Mode::Counts).unwrap();
+    counts.read(&mut probe);
+    assert_eq!(
+        counts.of(&cgroup),
+        BTreeMap::from([
+            ((NATIVE, libc::SYS_getppid), 1000),
+            ((NATIVE, libc::SYS_getuid), 1000),
+            ((NATIVE, libc::SYS_close), 1000),
+            EXIT,
+        ])
+    );
+    let stats = probe.stats();
+    assert!(counts.times.len() <= 1 && stats.latencies <= 1, "{stats:?}");
+    assert!(stats.unmeasured >= 2000, "{stats:?}");
+    assert_eq!(stats.started, stats.measured + stats.unmeasured, "{stats:?}");
+    assert_eq!(
+        stats.measured,
+        counts.times.values().map(|times| times.returned).sum::<u64>()
+    );
+}

@@ -84,7 +84,7 @@ fn find(cgroup: u64, abi: u32) -> u32 {
     };
     // SAFETY: one word, copied at once.
     if let Some(&row) = unsafe { maps::CALLERS.get(&key) } {
-        return row;
+        return if is_of(row, &key) { row } else { NO_ROW };
     }
     let Ok(Some(row)) = maps::FREE_ROWS.pop() else {
         return NO_ROW;
@@ -105,5 +105,18 @@ fn find(cgroup: u64, abi: u32) -> u32 {
     // There is room: it has just been taken out.
     let _ = maps::FREE_ROWS.push(row, 0);
     // SAFETY: one word, copied at once.
-    unsafe { maps::CALLERS.get(&key) }.copied().unwrap_or(NO_ROW)
+    match unsafe { maps::CALLERS.get(&key) } {
+        Some(&row) if is_of(row, &key) => row,
+        _ => NO_ROW,
+    }
+}
+
+/// Whether a row is this caller's. It is not if user space took it away at this moment: what was found may then already
+/// be another caller's entry.
+#[inline(always)]
+fn is_of(row: u32, key: &CallerKey) -> bool {
+    // SAFETY: a map value.
+    maps::OWNERS
+        .get_ptr(row)
+        .is_some_and(|owner| unsafe { (*owner).cgroup == key.cgroup && (*owner).abi == key.abi })
 }

@@ -239,6 +239,8 @@ impl Reader {
         for row in 0..self.owners.len() {
             let owner = self.owner(row);
             if owner.cgroup == 0 {
+                // Of two CPUs that met a caller at once, one gives its row back; nothing was counted in it.
+                self.last[row as usize] = None;
                 continue;
             }
             self.calls(row, owner, sink);
@@ -253,7 +255,10 @@ impl Reader {
                 self.measuring = Measuring::No;
             }
         }
-        self.remainder(sink)?;
+        if self.remainder(sink)? {
+            // CPUs remember that there was no row; by now there may be one.
+            cpus.forget_callers();
+        }
         self.free(cpus, gone, sink)?;
         self.stats.rows = self.last.iter().flatten().count() as u32;
         self.stats.latencies = self
@@ -267,7 +272,7 @@ impl Reader {
 
     fn calls(&mut self, row: u32, owner: CallerKey, sink: &mut dyn SyscallSink) {
         let last = self.last[row as usize].get_or_insert_with(|| Last::new(owner));
-        // Two CPUs that met a caller at once may have given the row back, and a third one got it: nothing was counted yet.
+        // A row that was given back may have another owner by now.
         last.owner = owner;
         for (number, (word, last)) in self.rows.words(row).iter().zip(last.calls.iter_mut()).enumerate() {
             let now = word.load(Relaxed);
@@ -333,7 +338,9 @@ impl Reader {
             })
     }
 
-    fn remainder(&mut self, sink: &mut dyn SyscallSink) -> Result<(), ReadError> {
+    /// True if there was something.
+    fn remainder(&mut self, sink: &mut dyn SyscallSink) -> Result<bool, ReadError> {
+        let before = self.stats.remainder;
         let (last, sum) = (&mut self.last_remainder, &mut self.stats.remainder);
         for (_, still) in last.values_mut() {
             *still = true;
@@ -347,11 +354,11 @@ impl Reader {
                     (*before, *still) = (now, false);
                 }
             })
-            .map(drop)
             .map_err(|source| ReadError::Copy {
                 map: "REMAINDER",
                 source,
-            })
+            })?;
+        Ok(self.stats.remainder != before)
     }
 
     /// Frees the rows of cgroups that are gone. Exact even if one of them is not: its next call gets it another row, and
@@ -375,10 +382,13 @@ impl Reader {
         }
         let mut rows = Vec::new();
         for (row, last) in self.last.iter().enumerate() {
+            let row = row as u32;
             if let Some(last) = last
                 && gone(last.owner.cgroup)
+                // Not one that a CPU is about to give back by itself.
+                && self.callers.get(&Shared(last.owner), 0).is_ok_and(|its| its == row)
             {
-                rows.push((row as u32, last.owner));
+                rows.push((row, last.owner));
             }
         }
         if rows.is_empty() {
