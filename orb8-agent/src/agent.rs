@@ -247,12 +247,12 @@ impl Agent {
         // Whatever ends this start ends the watches as well.
         let undo = stop.clone().drop_guard();
         let (membership, member) = Membership::find(settings, &stop).await?;
+        let (conntrack, conntrack_check) = open_conntrack(settings);
         let names = Names {
             cluster: membership.cluster().filter(|_| member).cloned(),
-            conntrack: open_conntrack(settings),
+            conntrack,
             dns: DnsNames::new(DnsLimits::default()),
             identity,
-            nameless: 0,
         };
         let has_cluster = membership.cluster().is_some();
         let syscall_options = SyscallOptions {
@@ -294,7 +294,13 @@ impl Agent {
             started: Instant::now(),
             started_ns,
             settings: settings.describe(),
-            checks: preflight.findings.iter().cloned().map(Into::into).collect(),
+            checks: preflight
+                .findings
+                .iter()
+                .cloned()
+                .map(Into::into)
+                .chain(conntrack_check)
+                .collect(),
             limits: LimitSettings {
                 flow_entries: settings.flow_entries,
                 ring_bytes,
@@ -366,6 +372,7 @@ impl Agent {
             watcher,
             patterns: settings.interface.clone(),
             mechanism,
+            nameless: 0,
         };
         follower.first().await?;
         agent.tasks.push(tokio::spawn(follower.run(stop.clone())));
@@ -503,17 +510,26 @@ impl Drop for Agent {
     }
 }
 
-/// Connection tracking, unless it is off or this kernel has none.
-fn open_conntrack(settings: &Settings) -> Option<Conntrack> {
+/// Connection tracking, unless it is off or cannot be had; then the second says why.
+fn open_conntrack(settings: &Settings) -> (Option<Conntrack>, Option<v1::Check>) {
     if !settings.conntrack {
-        return None;
+        return (None, None);
     }
-    Conntrack::open(ConntrackLimits::default())
-        .inspect_err(|error| {
-            warn!(%error, "Services are shown without their backends");
-        })
-        .ok()
-        .flatten()
+    let found = match Conntrack::open(ConntrackLimits::default()) {
+        Ok(Some(conntrack)) => return (Some(conntrack), None),
+        Ok(None) => "This kernel tracks no connections.".to_owned(),
+        Err(error) => format!("Connection tracking cannot be read: {error}."),
+    };
+    let advice = "Services are shown without their backends. Where kube-proxy runs, load nf_conntrack and nf_conntrack_netlink; \
+                  reading them takes CAP_NET_ADMIN.";
+    info!(check = "conntrack", advice, "{found}");
+    let check = v1::Check {
+        name: "conntrack".to_owned(),
+        verdict: v1::Verdict::Degraded.into(),
+        found,
+        advice: advice.to_owned(),
+    };
+    (None, Some(check))
 }
 
 /// Takes connection tracking's notifications in before their queue overruns.
@@ -550,10 +566,10 @@ async fn meet_newcomers(core: Arc<Core>, arrival: Arc<Notify>, stop: Cancellatio
                 () = tokio::time::sleep(wait) => {}
             }
             let more = {
-                let mut points = lock(&core.points);
-                let mut names = lock(&core.names);
-                let (met, more) = names.identity.meet_newcomers();
+                let (met, more) = lock(&core.names).meet_newcomers(unix_now_ns());
                 if met {
+                    let mut points = lock(&core.points);
+                    let mut names = lock(&core.names);
                     let mut store = lock(&core.store);
                     name_points(&mut points, &mut names, &mut store.owners);
                 }

@@ -33,8 +33,6 @@ pub(crate) struct Names {
     /// `None`: this kernel tracks no connections.
     pub(crate) conntrack: Option<Conntrack>,
     pub(crate) dns: DnsNames,
-    /// Owners without a name so far.
-    pub(crate) nameless: u64,
 }
 
 impl Names {
@@ -75,16 +73,6 @@ impl Names {
         let owner = self.better(&local).unwrap_or(local);
         let better = certainty(&owner) > certainty(so_far) && self.identity.confirms(interface);
         better.then_some(owner)
-    }
-
-    /// Somebody of whom nothing is known yet, so that what is counted meanwhile can be named later.
-    pub(crate) fn nameless(&mut self) -> Owner {
-        self.nameless += 1;
-        Owner {
-            kind: Kind::Process,
-            nameless: self.nameless,
-            ..Owner::default()
-        }
     }
 
     /// Owner of a socket; see [`Identity::socket_owner`].

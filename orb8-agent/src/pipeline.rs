@@ -215,11 +215,12 @@ impl Enricher {
         let mut forget = false;
         self.epoch_ended = false;
         let core = self.core.clone();
-        let mut points = lock(&core.points);
-        let mut names = lock(&core.names);
-        if let Err(error) = names.refresh(unix_now_ns()) {
+        // Looking at the machine takes its time: interfaces that come meanwhile are not to wait for it.
+        if let Err(error) = lock(&core.names).refresh(unix_now_ns()) {
             debug!(%error, "identities are not up to date");
         }
+        let mut points = lock(&core.points);
+        let mut names = lock(&core.names);
         let mut store = lock(&core.store);
         let Store {
             history,
@@ -254,14 +255,18 @@ impl Enricher {
     /// The epoch has ended, and is about to be stored: what opened connections and came to life in it may be known only now.
     fn after(&mut self) {
         let core = self.core.clone();
+        let met = {
+            let mut names = lock(&core.names);
+            let (met, _) = names.meet_newcomers(unix_now_ns());
+            if let Some(conntrack) = &mut names.conntrack
+                && let Err(error) = conntrack.refresh(Instant::now())
+            {
+                debug!(%error, "translations are not up to date");
+            }
+            met
+        };
         let mut points = lock(&core.points);
         let mut names = lock(&core.names);
-        let (met, _) = names.meet_newcomers(unix_now_ns());
-        if let Some(conntrack) = &mut names.conntrack
-            && let Err(error) = conntrack.refresh(Instant::now())
-        {
-            debug!(%error, "translations are not up to date");
-        }
         let mut store = lock(&core.store);
         if met {
             name_points(&mut points, &mut names, &mut store.owners);

@@ -9,12 +9,18 @@ use crate::{
     identity::Identity,
     kubernetes::{Cluster, Pod},
     naming::pod_peer,
-    probe::{kernel_clock::unix_now_ns, network::points::Points},
+    probe::{
+        kernel_clock::unix_now_ns,
+        network::points::{Point, Points},
+    },
     store::{Filter, Totals, timestamp},
 };
 
 /// A pod that started so short ago may still be waited for.
 const YOUNG: Duration = Duration::from_secs(10);
+
+/// Frames that may pass a new interface before the programs are on it.
+const EARLY_FRAMES: u64 = 100;
 
 /// Answers a request. Cost: a look at all cgroups and interfaces for each pod that is asked for.
 pub(crate) fn list(core: &Core, filter: &Filter) -> v1::ListPodsResponse {
@@ -80,8 +86,15 @@ fn status(
         .map(|point| v1::PodInterface {
             name: point.interface.name.clone(),
             ifindex: point.interface.ifindex,
-            observed: point.attachment.is_some(),
-            reason: point.failure.clone(),
+            observed: point.attachment.is_some() && !is_bypassed(point),
+            reason: if is_bypassed(point) {
+                format!(
+                    "{} frames passed it, but not the programs on it: another program or the dataplane redirects them",
+                    point.bypassed
+                )
+            } else {
+                point.failure.clone()
+            },
         })
         .collect();
     let cgroups: HashMap<&str, (u64, Arc<str>)> = pod
@@ -128,6 +141,12 @@ fn status(
         packets,
         bytes,
     }
+}
+
+/// Whether so much passes the interface beside its programs that its pod's traffic is not told. The first frames of a new
+/// interface may come before the programs are on.
+fn is_bypassed(point: &Point) -> bool {
+    point.bypassed > EARLY_FRAMES && point.bypassed > (point.seen[0] + point.seen[1]) / 100
 }
 
 fn health(

@@ -189,8 +189,8 @@ pub(crate) fn ledger(core: &Core) -> Vec<v1::LedgerRow> {
             seen + bypassed,
             0,
             bypassed,
-            "frames passed an interface without passing the programs: another program redirected them, or the driver \
-             has a shortcut; `orb8 status` says on which interface",
+            "frames passed an interface without passing the programs: before these were on it (an interface has just come), or \
+             since another program redirected them or the driver has a shortcut; `orb8 status` says on which interface",
         ),
         with_bytes(
             row(

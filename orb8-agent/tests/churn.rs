@@ -14,7 +14,7 @@ mod support {
 }
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::Write as _,
     net::UdpSocket,
@@ -34,7 +34,7 @@ use nix::sched::{CloneFlags, setns};
 use orb8_proto::v1::{Endpoint, EndpointKind, Flow, Reporter, observation_point::Point};
 use serde_json::{Value, json};
 use support::{
-    agent::{Agent, eventually},
+    agent::{Agent, PATIENCE, eventually},
     api_server::ApiServer,
     namespace::{Namespace, can_run},
 };
@@ -52,6 +52,8 @@ const FIRST_PORT: u16 = 10_000;
 const PAYLOAD: usize = 64;
 /// With IPv4 and UDP headers.
 const PACKET: u64 = PAYLOAD as u64 + 28;
+/// A runtime has so much to do at least between a pod's interface and its first process.
+const RUNTIME: Duration = Duration::from_millis(200);
 /// After so long in a container's life its flows have names.
 const NAMED_WITHIN: Duration = Duration::from_secs(2);
 /// Makes this program a pod's process: `LOCAL-PORT DATAGRAMS MILLISECONDS`.
@@ -62,9 +64,9 @@ const ROLE: &str = "CHURN_TEST_POD";
 struct Truth {
     started: Instant,
     ended: Option<Instant>,
-    /// What it says itself.
+    /// Datagrams that its interface sent and received, as the interface itself says.
     sent: u64,
-    echoed: u64,
+    received: u64,
 }
 
 type Truths = Mutex<BTreeMap<usize, Truth>>;
@@ -194,7 +196,32 @@ fn is_a_pod_if_told_so() {
     while echoed < count && socket.recv(&mut [0; 2 * PAYLOAD]).is_ok() {
         echoed += 1;
     }
-    println!("said: {count} {echoed}");
+    // What the interface was told to send before it was ready is not on the wire; more than was sent is an ICMP error, to an
+    // echo for who had the address before.
+    let [sent, received] = on_the_wire(&fs::read_to_string("/proc/self/net/dev").unwrap());
+    let sent = sent.min(count);
+    println!("said: {sent} {received}");
+}
+
+/// Packets that eth0 sent and received, by `/proc/PID/net/dev` (proc_pid_net(5)).
+fn on_the_wire(text: &str) -> [u64; 2] {
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("eth0:"));
+    let fields: Vec<u64> = line
+        .expect("eth0")
+        .split_whitespace()
+        .map(|field| field.parse().unwrap())
+        .collect();
+    [fields[9], fields[1]]
+}
+
+/// Its neighbour discovery and multicast reports would be packets of which the test knows nothing.
+fn no_ipv6(namespace: &Namespace) {
+    namespace.inside(|| {
+        for which in ["all", "default"] {
+            // Without IPv6 there is nothing to switch off.
+            let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"), "1");
+        }
+    });
 }
 
 /// The API server, on a thread in the node's namespace, until the sender is dropped.
@@ -260,6 +287,7 @@ impl Machine {
         neighbours: &[(String, String)],
     ) -> Namespace {
         let pod = Namespace::new(role);
+        no_ipv6(&pod);
         self.host.batch(&format!(
             "link add {veth} type veth peer name eth0 address {mac} netns {}\n\
              link set {veth} master br0 addrgenmode none up\n\
@@ -313,17 +341,18 @@ impl Machine {
                 setns(&file, CloneFlags::CLONE_NEWNET).map_err(Into::into)
             })
         };
+        thread::sleep(RUNTIME);
         let (started, began) = (Instant::now(), SystemTime::now());
         let truth = Truth {
             started,
             ended: None,
             sent: 0,
-            echoed: 0,
+            received: 0,
         };
         truths.lock().unwrap().insert(number, truth);
         let child = command.spawn().unwrap();
         // The API server tells late, and of every tenth pod only when it has ended.
-        let is_told_last = number % 10 == 0;
+        let is_told_last = number.is_multiple_of(10);
         if !is_told_last {
             thread::sleep(Duration::from_millis(100 + mixed(number, 5) % 700));
             self.api.apply("pods", pod(number, &address, began, None));
@@ -340,7 +369,7 @@ impl Machine {
             .collect();
         if let Some(truth) = truths.lock().unwrap().get_mut(&number) {
             truth.ended = Some(Instant::now());
-            (truth.sent, truth.echoed) = (said[0], said[1]);
+            (truth.sent, truth.received) = (said[0], said[1]);
         }
         if is_told_last {
             self.api.apply("pods", pod(number, &address, began, None));
@@ -451,6 +480,7 @@ fn none_of_a_thousand_short_lived_pods_is_taken_for_another() {
     let root = Root(cgroup2.join(format!("orb8-churn-{}", std::process::id())));
     fs::create_dir_all(&root.0).unwrap();
     let host = Namespace::new("churn");
+    no_ipv6(&host);
     host.batch(
         "link add br0 type bridge mcast_snooping 0\naddr add 10.9.255.254/16 dev br0\nlink set br0 addrgenmode none up\n",
     );
@@ -472,9 +502,13 @@ fn none_of_a_thousand_short_lived_pods_is_taken_for_another() {
         .collect();
     let echo = machine.namespace("ce", "cecho", ECHO, ECHO_MAC, &neighbours);
     let socket = echo.inside(|| UdpSocket::bind((ECHO, ECHO_PORT)).unwrap());
+    // Datagrams that it got and sent back, by the port that they came from.
+    let echoes = Arc::new(Mutex::new(BTreeMap::<u16, u64>::new()));
+    let counted = echoes.clone();
     thread::spawn(move || {
         let mut buffer = [0; 2 * PAYLOAD];
         while let Ok((size, from)) = socket.recv_from(&mut buffer) {
+            *counted.lock().unwrap().entry(from.port()).or_default() += 1;
             // One that has gone does not hear it.
             let _ = socket.send_to(&buffer[..size], from);
         }
@@ -527,35 +561,78 @@ fn none_of_a_thousand_short_lived_pods_is_taken_for_another() {
     });
     assert!(wrong.is_empty(), "{} times:\n{}", wrong.len(), wrong.join("\n"));
 
-    // At the end all have their names, and the bytes that they themselves say.
+    // At the end all have their names, and the datagrams that they, their interfaces and the echo say. On a machine that is
+    // busy with a thousand namespaces, an interface may be observed late: what passed before is in the ledger.
     let truths_now = truths.lock().unwrap().clone();
-    eventually("all names", || {
-        let mut ignored = BTreeMap::new();
-        let wrong = look(&agent, &truths, &mut ignored);
+    let echoes = echoes.lock().unwrap().clone();
+    let seen: BTreeSet<usize> = agent
+        .flows()
+        .flows
+        .iter()
+        .filter_map(|flow| Some(whose(flow)?.0))
+        .collect();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut named = BTreeMap::new();
+        let wrong = look(&agent, &truths, &mut named);
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-        (ignored.len() == PODS).then_some(())
-    });
+        let nameless: Vec<usize> = seen
+            .iter()
+            .copied()
+            .filter(|number| !named.contains_key(number))
+            .collect();
+        if nameless.is_empty() {
+            break;
+        }
+        if Instant::now() > deadline {
+            let flows = agent.flows();
+            let of_them = |flow: &&Flow| whose(flow).is_some_and(|(number, _)| nameless.contains(&number));
+            let flows: Vec<&Flow> = flows.flows.iter().filter(of_them).take(20).collect();
+            panic!("nameless at the end: {nameless:?}: {flows:#?}");
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
     let flows = agent.flows();
+    let (mut unseen, mut late) = (0, 0);
     for (number, truth) in &truths_now {
-        for (is_sender, count) in [(true, truth.sent), (false, truth.echoed)] {
-            for reporter in [Reporter::Source, Reporter::Destination] {
-                let total = flows.total(|flow| {
-                    whose(flow) == Some((*number, is_sender)) && flow.reporter() == reporter && {
-                        let end = if is_sender { &flow.src } else { &flow.dst };
-                        is_named(end.as_ref().expect("an end"), *number) == Ok(true)
-                    }
-                });
-                // An echo may come to one who has gone.
-                let is_exact = total.packets == count || !is_sender && total.packets > count;
-                assert!(
-                    is_exact && total.bytes == total.packets * PACKET,
-                    "{} {} {count} datagrams; {reporter:?} says {total:?}",
-                    name(*number),
-                    if is_sender { "sent" } else { "got" },
-                );
+        let echoed = echoes.get(&(FIRST_PORT + *number as u16)).copied().unwrap_or(0);
+        for (is_sender, reporter, least, most) in [
+            (true, Reporter::Source, truth.sent, truth.sent),
+            (true, Reporter::Destination, echoed, echoed),
+            (false, Reporter::Source, echoed, echoed),
+            // The last ones may come to an interface that is about to go, or to the one that has the address next.
+            (false, Reporter::Destination, truth.received, u64::MAX),
+        ] {
+            let total = flows.total(|flow| {
+                whose(flow) == Some((*number, is_sender)) && flow.reporter() == reporter && {
+                    let end = if is_sender { &flow.src } else { &flow.dst };
+                    is_named(end.as_ref().expect("an end"), *number) == Ok(true)
+                }
+            });
+            let is_own_report = is_sender == (reporter == Reporter::Source);
+            if is_own_report && total.packets < least {
+                unseen += least - total.packets;
+                late += 1;
+                continue;
             }
+            assert!(
+                (least..=most).contains(&total.packets) && total.bytes == total.packets * PACKET,
+                "{} {} {least} to {most} datagrams; {reporter:?} says {total:?}",
+                name(*number),
+                if is_sender { "sent" } else { "got" },
+            );
         }
     }
+    let said = agent.ledger("interface").lost;
+    assert!(
+        unseen <= said && late <= PODS / 50,
+        "{unseen} unseen by {late} reports, {said} are in the ledger"
+    );
+    println!(
+        "{} pods were seen; {late} reports lack {unseen} datagrams, {said} are in the ledger",
+        seen.len()
+    );
+    assert!(seen.len() > PODS * 99 / 100, "only {} pods were seen", seen.len());
     let mut times: Vec<Duration> = std::mem::take(&mut named).into_values().collect();
     times.sort();
     println!(

@@ -294,7 +294,9 @@ async fn of_five_thousand_changes_in_ten_seconds_none_is_lost() {
             holder.map(|(uid, _)| uid)
         };
         let uid = Some(life.uid());
-        assert_eq!(at(life.from), uid);
+        // In the second to which its beginning is rounded down, the one before may have had it still.
+        assert!([None, uid.clone()].contains(&at(life.from)), "{}", life.name);
+        assert_eq!(at(life.from + 1), uid);
         assert_eq!(at(life.from + STEP / 2), uid);
         // Who has finished has it for as long as its last packets may come, else until the next begins.
         let end = life.from + STEP - 5;

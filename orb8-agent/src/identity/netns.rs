@@ -259,14 +259,15 @@ impl Namespaces {
         let Some(inode) = inode.filter(|&inode| inode != self.own) else {
             return false;
         };
-        // On its way into its own namespace it may pass through another one that has somebody.
-        let taken = self
+        // A namespace that has somebody is its own if that is its pod's; through any other it passes on its way.
+        let other = self
             .found
             .get(&inode)
             .and_then(|namespace| namespace.representative.as_ref())
-            .is_some_and(|other| other.pid != pid && other.is_alive(&self.proc_root));
-        if taken {
-            return true;
+            .filter(|other| other.pid != pid && other.is_alive(&self.proc_root));
+        if let Some(other) = other {
+            let process = Representative::new(&self.proc_root, pid);
+            return process.is_some_and(|process| process.pod_uid() == other.pod_uid());
         }
         self.look_at(inode, &[pid], None, true, Instant::now());
         let Some(namespace) = self.found.get(&inode) else {

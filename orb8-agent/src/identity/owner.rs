@@ -120,6 +120,17 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// Somebody of whom nothing is known yet, so that what is counted meanwhile can be named later; `number` tells them
+    /// apart.
+    #[must_use]
+    pub fn nameless(number: u64) -> Self {
+        Self {
+            kind: Kind::Process,
+            nameless: number,
+            ..Self::default()
+        }
+    }
+
     /// The shortest name that tells this owner from others: pod, container (12 digits of its id), unit, process, network
     /// namespace, cgroup, alias; or empty.
     #[must_use]

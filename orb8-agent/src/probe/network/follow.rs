@@ -20,6 +20,7 @@ use crate::{
     interfaces::{
         self, Change, Interface, InterfaceError, InterfacePattern, InterfaceWatcher, LinkLayer, Role,
     },
+    pipeline::name_points,
 };
 
 /// How often interface counters are held against what the programs saw, and failed interfaces tried again.
@@ -32,6 +33,17 @@ pub(crate) struct Follower {
     pub(crate) watcher: InterfaceWatcher,
     pub(crate) patterns: Vec<InterfacePattern>,
     pub(crate) mechanism: Mechanism,
+    /// Interfaces so far, for their owners' sake; see [`Owner::nameless`].
+    pub(crate) nameless: u64,
+}
+
+/// When an interface came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Came {
+    /// Before the agent did: of what passed so far nothing is known.
+    Before,
+    /// While the agent follows interfaces.
+    Now,
 }
 
 impl Follower {
@@ -41,7 +53,7 @@ impl Follower {
     /// If rtnetlink fails.
     pub(crate) async fn first(&mut self) -> Result<(), InterfaceError> {
         let changes = self.watcher.next().await?;
-        self.apply(changes).await;
+        self.apply(changes, Came::Before).await;
         Ok(())
     }
 
@@ -53,7 +65,7 @@ impl Follower {
             tokio::select! {
                 () = stop.cancelled() => return,
                 changes = self.watcher.next() => match changes {
-                    Ok(changes) => self.apply(changes).await,
+                    Ok(changes) => self.apply(changes, Came::Now).await,
                     Err(error) => {
                         warn!(%error, "interfaces cannot be followed; trying again in 1 s");
                         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -75,9 +87,20 @@ impl Follower {
                 .any(|pattern| pattern.matches(&interface.name))
     }
 
-    async fn apply(&mut self, changes: Vec<Change>) {
+    async fn apply(&mut self, changes: Vec<Change>, came: Came) {
+        let mut added = Vec::new();
         for change in changes {
-            self.apply_one(change).await;
+            match change {
+                Change::Added(interface) => added.extend(self.add(interface, came).await),
+                Change::Removed(interface) => {
+                    debug!(interface = interface.name, "gone");
+                    lock(&self.core.points).remove(interface.ifindex, interface.counters);
+                }
+                Change::Changed { before, after } => added.extend(self.change(&before, after, came).await),
+            }
+        }
+        if !added.is_empty() {
+            self.name(&added);
         }
         match interfaces::counters().await {
             Ok(counters) => lock(&self.core.points).set_baselines(&counters),
@@ -85,46 +108,41 @@ impl Follower {
         }
     }
 
-    async fn apply_one(&mut self, change: Change) {
-        match change {
-            Change::Added(interface) => self.add(interface).await,
-            Change::Removed(interface) => {
-                debug!(interface = interface.name, "gone");
-                lock(&self.core.points).remove(interface.ifindex);
+    async fn change(&mut self, before: &Interface, after: Interface, came: Came) -> Option<Interface> {
+        let observed = lock(&self.core.points)
+            .get(after.ifindex)
+            .is_some_and(Point::is_present);
+        match (observed, self.wants(&after)) {
+            (false, true) => return self.add(after, came).await,
+            (true, false) => {
+                // As a rule its other end is gone, and it will be in a moment.
+                debug!(interface = after.name, "no longer observed");
+                lock(&self.core.points).detach(after.ifindex, after.counters);
             }
-            Change::Changed { before, after } => {
-                let observed = lock(&self.core.points)
-                    .get(after.ifindex)
-                    .is_some_and(Point::is_present);
-                match (observed, self.wants(&after)) {
-                    (false, true) => self.add(after).await,
-                    (true, false) => {
-                        info!(interface = after.name, "no longer observed");
-                        lock(&self.core.points).detach(after.ifindex);
-                    }
-                    (true, true) => {
-                        if before.name != after.name {
-                            info!(from = before.name, to = after.name, "interface renamed");
-                        }
-                        let mut points = lock(&self.core.points);
-                        if let Some(point) = points.get_mut(after.ifindex) {
-                            point.interface = after;
-                        }
-                    }
-                    (false, false) => {}
+            (true, true) => {
+                if before.name != after.name {
+                    info!(from = before.name, to = after.name, "interface renamed");
+                }
+                let mut points = lock(&self.core.points);
+                if let Some(point) = points.get_mut(after.ifindex) {
+                    point.interface = after;
                 }
             }
+            (false, false) => {}
         }
+        None
     }
 
-    async fn add(&mut self, interface: Interface) {
+    /// Puts the programs on, if it is to be observed; whose it is comes after all others have theirs.
+    async fn add(&mut self, interface: Interface, came: Came) -> Option<Interface> {
         if !self.wants(&interface) {
-            return;
+            return None;
         }
         let reused = lock(&self.core.points).get(interface.ifindex).is_some();
         if reused {
             self.core.barrier().await;
         }
+        self.nameless += 1;
         // Nothing that it counts is stored before it is known.
         let mut points = lock(&self.core.points);
         let attached = self.attach(&interface);
@@ -132,13 +150,24 @@ impl Follower {
             Ok(_) => debug!(interface = interface.name, role = ?interface.role, "observed"),
             Err(reason) => warn!(interface = interface.name, reason, "not observed"),
         }
-        let owner = {
-            let mut names = lock(&self.core.names);
-            names.identity.interface_came(&interface);
-            let owner = names.interface_owner(&interface, &Owner::default());
-            owner.unwrap_or_else(|| names.nameless())
-        };
-        points.insert(Point::new(interface, owner, attached));
+        let mut point = Point::new(interface.clone(), Owner::nameless(self.nameless), attached);
+        if came == Came::Now {
+            // What passed before the programs were on is not left unsaid.
+            point.baseline = Some(interface.counters);
+        }
+        points.insert(point);
+        Some(interface)
+    }
+
+    /// Gives interfaces that have come their owners, as far as these are known.
+    fn name(&self, came: &[Interface]) {
+        let mut points = lock(&self.core.points);
+        let mut names = lock(&self.core.names);
+        for interface in came {
+            names.identity.interface_came(interface);
+        }
+        let mut store = lock(&self.core.store);
+        name_points(&mut points, &mut names, &mut store.owners);
     }
 
     fn attach(&self, interface: &Interface) -> Result<super::attach::Attachment, String> {

@@ -23,7 +23,8 @@ pub struct Point {
     pub owner: Owner,
     /// The same in the store's owner table.
     pub owner_id: OwnerId,
-    /// The interface's counters when the programs were attached; `None` until they were read.
+    /// The interface's counters from which on what it counts is held against what its programs see: those at its coming, for
+    /// one that has come since the agent is there, else those after the programs were attached; `None` until they were read.
     pub baseline: Option<Counters>,
     /// The interface's counters when they were last read.
     pub counters: Counters,
@@ -72,6 +73,25 @@ impl Point {
         self.gone.is_none()
     }
 
+    /// It is observed no more.
+    fn end(&mut self, last: Counters) {
+        if self.gone.is_none() {
+            self.gone = Some(0);
+            self.counters = most(self.counters, last);
+        }
+    }
+
+    /// Frames that the interface counted, and that have not come out of the kernel.
+    fn unseen(&self) -> u64 {
+        let Some(baseline) = self.baseline else {
+            return 0;
+        };
+        // What was dropped at the interface's own door reached no program, and is not a packet that it let by.
+        let received = self.counters.rx_packets.saturating_sub(baseline.rx_packets);
+        let sent = self.counters.tx_packets.saturating_sub(baseline.tx_packets);
+        received.saturating_sub(self.seen[0]) + sent.saturating_sub(self.seen[1])
+    }
+
     fn status(&self) -> v1::InterfaceStatus {
         let baseline = self.baseline.unwrap_or(self.counters);
         let since = |now: u64, then: u64| now.saturating_sub(then);
@@ -105,6 +125,15 @@ impl Point {
     }
 }
 
+/// The higher of each: a veth forgets what it received when its other end goes, which comes first.
+fn most(one: Counters, other: Counters) -> Counters {
+    Counters {
+        rx_packets: one.rx_packets.max(other.rx_packets),
+        tx_packets: one.tx_packets.max(other.tx_packets),
+        ..other
+    }
+}
+
 /// Interfaces that are observed or should be, by index. Bounded by the interfaces that the kernel has.
 #[derive(Debug, Default)]
 pub struct Points {
@@ -126,13 +155,18 @@ impl Points {
         self.by_index.get_mut(&ifindex)
     }
 
-    /// Begins to compare interfaces that were attached since the last call with their programs: `counters` were read
-    /// after that, so that what the programs see from then on, the interfaces count from then on.
+    /// Takes in what interfaces have counted. Those that were attached since the last call, and of whose coming nothing is
+    /// known, are compared with their programs from here on: `counters` were read after that.
     pub fn set_baselines(&mut self, counters: &HashMap<u32, Counters>) {
         for (ifindex, point) in &mut self.by_index {
-            if let (None, Some(&now)) = (point.baseline, counters.get(ifindex)) {
+            let Some(&now) = counters.get(ifindex) else {
+                continue;
+            };
+            if point.baseline.is_none() {
                 point.baseline = Some(now);
                 point.counters = now;
+            } else if point.is_present() {
+                point.counters = most(point.counters, now);
             }
         }
     }
@@ -164,21 +198,22 @@ impl Points {
         }
     }
 
-    /// Notes that an interface is gone. Its name and owner stay until all that was counted on it has come.
-    pub fn remove(&mut self, ifindex: u32) {
+    /// Notes that an interface is gone, with its last counters. Its name and owner stay until all that was counted on it
+    /// has come.
+    pub fn remove(&mut self, ifindex: u32, last: Counters) {
         if let Some(point) = self.by_index.get_mut(&ifindex) {
             if let Some(attachment) = point.attachment.take() {
                 attachment.forget();
             }
-            point.gone = Some(0);
+            point.end(last);
         }
     }
 
-    /// Stops to observe an interface that is still there.
-    pub fn detach(&mut self, ifindex: u32) {
+    /// Stops to observe an interface that is still there, and has counted so much.
+    pub fn detach(&mut self, ifindex: u32, last: Counters) {
         if let Some(point) = self.by_index.get_mut(&ifindex) {
             point.attachment = None;
-            point.gone = Some(0);
+            point.end(last);
         }
     }
 
@@ -206,7 +241,8 @@ impl Points {
     }
 
     fn retire(&mut self, point: &Point) {
-        self.bypassed_before += point.bypassed;
+        // Nothing of it is on the way any more: what has not come by now was not seen.
+        self.bypassed_before += point.unseen().max(point.bypassed);
         self.seen_before += point.seen[0] + point.seen[1];
     }
 
@@ -216,19 +252,15 @@ impl Points {
     pub fn reconcile(&mut self, counters: &HashMap<u32, Counters>) -> Vec<(String, String, u64)> {
         let mut found = Vec::new();
         for (ifindex, point) in &mut self.by_index {
-            let (Some(&now), Some(baseline), true, true) = (
+            let (Some(&now), true, true) = (
                 counters.get(ifindex),
-                point.baseline,
                 point.attachment.is_some(),
                 point.gone.is_none(),
             ) else {
                 continue;
             };
             point.counters = now;
-            // What was dropped at the interface's own door reached no program, and is not a packet that it let by.
-            let received = now.rx_packets.saturating_sub(baseline.rx_packets);
-            let sent = now.tx_packets.saturating_sub(baseline.tx_packets);
-            let gap = received.saturating_sub(point.seen[0]) + sent.saturating_sub(point.seen[1]);
+            let gap = point.unseen();
             // A packet may be counted by the interface and still wait for its program: in one look, not in two.
             let certain = gap.min(point.gap);
             point.gap = gap;
@@ -329,12 +361,28 @@ mod tests {
     fn what_a_vanished_interface_counted_stays_in_the_sums() {
         let mut points = observed();
         points.get_mut(7).unwrap().seen = [3, 4];
-        points.remove(7);
+        points.remove(7, Counters::default());
         // Its last records may still come.
         points.epoch_ended();
         assert!(points.get(7).is_some());
         points.epoch_ended();
         assert!(points.get(7).is_none());
         assert_eq!(points.bypassed_and_seen(), (0, 7));
+    }
+
+    #[test]
+    fn what_a_short_lived_interface_counted_before_it_was_observed_is_said() {
+        let mut points = Points::default();
+        let mut point = Point::new(interface(7), Owner::default(), Ok(Attachment::none()));
+        point.baseline = Some(Counters::default());
+        points.insert(point);
+        points.set_baselines(&counters(7, 3));
+        points.get_mut(7).unwrap().seen[0] = 8;
+        points.remove(7, counters(7, 10)[&7]);
+        // One more comes with the last epoch.
+        points.epoch_ended();
+        points.get_mut(7).unwrap().seen[0] = 9;
+        points.epoch_ended();
+        assert_eq!(points.bypassed_and_seen(), (1, 9));
     }
 }
