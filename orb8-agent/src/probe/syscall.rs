@@ -7,9 +7,9 @@
 //! Counts lie in maps that the agent has in its own memory: reading takes no system call, stops no program, and costs a
 //! comparison of what is in use with the last copy.
 //!
-//! Ledger: every call that was entered is in a row, in the remainder of its cgroup, or lost (`seen = counted + remainder
-//! + lost`); every call of which an event was wanted was told, sampled out or lost; every call that was to be measured is
-//! measured, unmeasured, or still lasts.
+//! Ledger: every call that was entered is in a row, in the remainder of its cgroup, or lost (`seen` is the sum of
+//! `counted`, `remainder` and `lost`); every call of which an event was wanted was told, sampled out or lost; every call
+//! that was to be measured is measured, unmeasured, or still lasts.
 
 mod arguments;
 mod btf;
