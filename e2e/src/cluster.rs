@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     io::Write as _,
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -46,6 +46,9 @@ pub(crate) struct Flow {
     pub(crate) bytes: u64,
     pub(crate) frames: u64,
     pub(crate) frame_bytes: u64,
+    /// Segments that were sent again, where the kernel of this end said so.
+    #[serde(default)]
+    pub(crate) retransmits: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -162,17 +165,23 @@ impl Cluster {
     }
 
     pub(crate) fn apply(&self, manifest: &str) -> Result<()> {
+        self.kubectl_with(&["apply", "-f", "-"], manifest.as_bytes())
+    }
+
+    /// Runs kubectl with an input.
+    pub(crate) fn kubectl_with(&self, arguments: &[&str], input: &[u8]) -> Result<()> {
         let mut child = Command::new("kubectl")
-            .args(["apply", "-f", "-"])
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()?;
+        // Without its end, kubectl would wait for more.
         child
             .stdin
             .take()
             .context("kubectl takes no input")?
-            .write_all(manifest.as_bytes())?;
-        ensure!(child.wait()?.success(), "kubectl apply failed");
+            .write_all(input)?;
+        ensure!(child.wait()?.success(), "kubectl {arguments:?} failed");
         Ok(())
     }
 
@@ -209,6 +218,48 @@ impl Cluster {
     pub(crate) fn exec(&self, pod: &str, arguments: &[&str]) -> Result<String> {
         let command = ["-n", NAMESPACE, "exec", pod, "--", "/orb8-traffic"];
         self.kubectl(&[&command, arguments].concat())
+    }
+
+    /// The same in one of a pod's containers.
+    pub(crate) fn exec_in(&self, pod: &str, container: &str, arguments: &[&str]) -> Result<String> {
+        let command = [
+            "-n",
+            NAMESPACE,
+            "exec",
+            pod,
+            "-c",
+            container,
+            "--",
+            "/orb8-traffic",
+        ];
+        self.kubectl(&[&command, arguments].concat())
+    }
+
+    pub(crate) fn wait_ready(&self, pod: &str) -> Result<()> {
+        let pod = format!("pod/{pod}");
+        self.kubectl(&[
+            "-n",
+            NAMESPACE,
+            "wait",
+            "--for=condition=Ready",
+            &pod,
+            "--timeout=60s",
+        ])
+        .map(drop)
+    }
+
+    pub(crate) fn delete_pod(&self, pod: &str) -> Result<()> {
+        self.kubectl(&[
+            "-n",
+            NAMESPACE,
+            "delete",
+            "pod",
+            pod,
+            "--grace-period=0",
+            "--force",
+            "--wait=true",
+        ])
+        .map(drop)
     }
 
     /// One field of a pod of the namespace, as a JSON pointer.
@@ -266,14 +317,27 @@ impl Cluster {
     /// Edges of the namespace.
     pub(crate) fn edges(&self, arguments: &[&str]) -> Result<Vec<Value>> {
         let all = ["flows", "--edges", "-n", NAMESPACE, "-o", "json", "--limit", "0"];
-        let text = self.orb8(&[&all, arguments].concat())?;
-        text.lines()
-            .map(|line| serde_json::from_str(line).with_context(|| format!("orb8 printed {line}")))
-            .collect()
+        json_lines(&self.orb8(&[&all, arguments].concat())?)
     }
 
     pub(crate) fn orb8(&self, arguments: &[&str]) -> Result<String> {
         run(Command::new(&self.orb8).args(arguments))
+    }
+
+    /// Rows of `orb8 syscalls`.
+    pub(crate) fn syscalls(&self, arguments: &[&str]) -> Result<Vec<Value>> {
+        json_lines(&self.orb8(&[&["syscalls", "-o", "json", "--limit", "0"], arguments].concat())?)
+    }
+
+    /// Starts `orb8`, which goes on by itself.
+    pub(crate) fn orb8_start(&self, arguments: &[&str]) -> Result<Running> {
+        let child = Command::new(&self.orb8)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        Ok(Running(Some(child)))
     }
 
     /// Asks until `check` is content: what was sent just now is drained within an interval.
@@ -296,6 +360,48 @@ impl Cluster {
     pub(crate) fn hook(&self, command: &str) -> Result<()> {
         run(Command::new("sh").args(["-c", command])).map(drop)
     }
+}
+
+/// A command that goes on; it is ended with the scenario.
+#[derive(Debug)]
+pub(crate) struct Running(Option<Child>);
+
+impl Running {
+    /// As the user's ^C.
+    pub(crate) fn interrupt(&self) -> Result<()> {
+        let id = self.0.as_ref().map(Child::id).context("it has ended")?;
+        run(Command::new("kill").args(["-INT", &id.to_string()])).map(drop)
+    }
+
+    /// Waits for its end, and returns what it printed and what it said on stderr.
+    pub(crate) fn output(mut self) -> Result<(String, String)> {
+        let child = self.0.take().context("it has ended")?;
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = child.wait_with_output()?;
+        let stderr = String::from_utf8(stderr)?;
+        ensure!(status.success(), "orb8: {status}: {}", stderr.trim());
+        Ok((String::from_utf8(stdout)?, stderr))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// One value a line.
+pub(crate) fn json_lines(text: &str) -> Result<Vec<Value>> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).with_context(|| format!("orb8 printed {line}")))
+        .collect()
 }
 
 fn run(command: &mut Command) -> Result<String> {

@@ -33,6 +33,25 @@ pub(crate) fn idle_pod(name: &str, node: &str, image: &str) -> String {
     pod(name, node, &[container("main", image, &["sleep", "3600"])]).to_string()
 }
 
+/// A server, in what a seccomp profile of the node allows.
+pub(crate) fn serving_pod(name: &str, node: &str, image: &str, profile: Option<&str>) -> String {
+    let mut pod = pod(name, node, &[container("main", image, &["serve", "7000"])]);
+    if let Some(file) = profile {
+        pod["spec"]["securityContext"] =
+            json!({"seccompProfile": {"type": "Localhost", "localhostProfile": file}});
+    }
+    pod.to_string()
+}
+
+/// A pod that does nothing until it is told to, with a directory of its node.
+pub(crate) fn pod_with_directory(name: &str, node: &str, image: &str, host: &str, path: &str) -> String {
+    let mut pod = pod(name, node, &[container("main", image, &["sleep", "3600"])]);
+    pod["spec"]["volumes"] =
+        json!([{"name": "host", "hostPath": {"path": host, "type": "DirectoryOrCreate"}}]);
+    pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "host", "mountPath": path}]);
+    pod.to_string()
+}
+
 /// A pod that sends by itself, and has said what in its log when it ends.
 pub(crate) fn sending_pod(name: &str, node: &str, image: &str, arguments: &[&str]) -> String {
     let mut pod = pod(name, node, &[container("main", image, arguments)]);

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     cluster::{Cluster, End, Expected, Flow, Made, NAMESPACE, expect},
-    manifests,
+    manifests, syscalls,
 };
 
 /// How a scenario ended, unless it failed.
@@ -42,13 +42,18 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ),
     ("a StatefulSet's pod comes back under its name", stateful),
     ("pods of a CronJob that live two seconds", cron_job),
+    ("system calls of pods, containers and workloads", syscalls::counts),
+    ("errors and times of system calls", syscalls::latency),
+    ("system calls told one by one", syscalls::trace),
+    ("a seccomp profile of a pod fits it", syscalls::seccomp),
+    ("a system call that a pod had never made", syscalls::new),
     ("the agent is restarted", restart),
     ("the API server is away", api_outage),
     ("a node is cut off", node_cut),
 ];
 
 /// IP and UDP headers.
-const V4: u64 = 28;
+pub(crate) const V4: u64 = 28;
 const V6: u64 = 48;
 
 fn is_pod(end: &End, pod: &str) -> bool {
@@ -120,7 +125,7 @@ fn nothing_else(flows: &[Flow], made: &Made, pods: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn exchange(
+pub(crate) fn exchange(
     cluster: &Cluster,
     server: &str,
     address: &str,
@@ -239,10 +244,18 @@ fn interface_counters(cluster: &Cluster) -> Result<Outcome> {
                 (sent.packets, sent.bytes) == (received.packets, received.bytes),
                 "the two ends differ: {sent:?} {received:?}"
             );
+            ensure!(
+                sent.frames <= sent.packets && sent.frame_bytes > 3_000_000,
+                "{sent:?}"
+            );
             // Each segment has 20 bytes of IP, 20 of TCP and, with timestamps, 12 of options; more in the first one, and
             // where something came out of order (RFC 2018).
             let (headers, timestamps) = (3_000_000 + sent.packets * 40, sent.packets * 12);
             let options = sent.bytes.checked_sub(headers).context("bytes are missing")?;
+            if [sent, received].iter().any(|flow| flow.retransmits > Some(0)) {
+                // Payload was sent twice, and how much of it is not known.
+                continue;
+            }
             let further = options.checked_sub(timestamps).unwrap_or(options);
             ensure!(
                 (8..=8 + 36 * 20).contains(&further) && further % 4 == 0,
@@ -250,10 +263,6 @@ fn interface_counters(cluster: &Cluster) -> Result<Outcome> {
                 sent.packets,
                 headers + timestamps + 8,
                 sent.bytes
-            );
-            ensure!(
-                sent.frames <= sent.packets && sent.frame_bytes > 3_000_000,
-                "{sent:?}"
             );
         }
         Ok(())

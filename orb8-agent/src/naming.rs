@@ -288,6 +288,12 @@ impl Names {
         (!via.service.is_empty() || via.src.is_some() || via.dst.is_some()).then_some(via)
     }
 
+    /// This node's name in the cluster, once the API server has told of it.
+    pub(crate) fn own_node(&self) -> Option<&str> {
+        let cluster = self.cluster.as_ref()?;
+        cluster.knows_own_node().then(|| cluster.node())
+    }
+
     /// Use of all bounds.
     pub(crate) fn limits(&self) -> Vec<Limit> {
         let mut limits = self.identity.limits();

@@ -1,14 +1,15 @@
-//! The workload of the end-to-end tests: makes known traffic and says what it made. Statically linked, of std alone, so that
-//! it can be the whole of a container image.
+//! The workload of the end-to-end tests: makes known traffic and known system calls, and says what it made. Statically
+//! linked, so that it can be the whole of a container image.
 
 use std::{
     env,
     error::Error,
-    io::{Read, Write},
+    fs::{self, File},
+    io::{self, Read, Write},
     net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket},
     process::ExitCode,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 type Outcome = Result<(), Box<dyn Error>>;
@@ -18,6 +19,8 @@ const USAGE: &str = "orb8-traffic serve [HOST:]PORT | dns PORT NAME ADDRESS | sl
   blind HOST:PORT COUNT SIZE   the same, without waiting for anything
   tcp HOST:PORT BYTES          BYTES there and back
   resolve SERVER:PORT NAME     asks for an IPv4 address
+  calls NAME=COUNT...          COUNT system calls of that name, with arguments of its own (see CALLS)
+  store FILE | remove FILE     writes its input into a new file; removes it
 Each prints one line of JSON.";
 
 fn main() -> ExitCode {
@@ -31,6 +34,9 @@ fn main() -> ExitCode {
         ["blind", to, count, size] => udp(to, count, size, false),
         ["tcp", to, bytes] => tcp(to, bytes),
         ["resolve", server, name] => resolve(server, name),
+        ["calls", ref wanted @ ..] if !wanted.is_empty() => calls(wanted),
+        ["store", path] => store(path),
+        ["remove", path] => fs::remove_file(path).map_err(Into::into),
         _ => Err(USAGE.into()),
     };
     match outcome {
@@ -198,5 +204,102 @@ fn resolve(server: &str, name: &str) -> Outcome {
         return Err("no answer".into());
     };
     println!(r#"{{"address":"{a}.{b}.{c}.{d}"}}"#);
+    Ok(())
+}
+
+/// Written into a file of another name first, so that nobody reads half of it.
+fn store(path: &str) -> Outcome {
+    let unfinished = format!("{path}.new");
+    let size = io::copy(&mut io::stdin().lock(), &mut File::create(&unfinished)?)?;
+    fs::rename(&unfinished, path)?;
+    println!(r#"{{"size":{size}}}"#);
+    Ok(())
+}
+
+/// How long a sleep takes at least.
+static SLEEP: libc::timespec = libc::timespec {
+    tv_sec: 0,
+    tv_nsec: 20_000_000,
+};
+
+/// System calls by the name on the command line: number and arguments. None of them changes anything: they only ask, must
+/// fail, with privileges too, or concern this process alone.
+#[rustfmt::skip]
+const CALLS: &[(&str, libc::c_long, [Argument; 3])] = {
+    use Argument::{Number, Sleep, Text};
+    const NONE: Argument = Number(0);
+    const MISSING: Argument = Text(c"/orb8-e2e-missing");
+    const HERE: Argument = Number(libc::AT_FDCWD as i64);
+    &[
+        ("times", libc::SYS_times, [NONE, NONE, NONE]),
+        ("getppid", libc::SYS_getppid, [NONE, NONE, NONE]),
+        ("getpriority", libc::SYS_getpriority, [NONE, NONE, NONE]),
+        ("getsid", libc::SYS_getsid, [NONE, NONE, NONE]),
+        // The length is refused, if it comes to that.
+        ("sethostname", libc::SYS_sethostname, [NONE, Number(-1), NONE]),
+        ("unlinkat", libc::SYS_unlinkat, [HERE, MISSING, NONE]),
+        ("openat", libc::SYS_openat, [HERE, MISSING, NONE]),
+        ("fsync", libc::SYS_fsync, [Number(-1), NONE, NONE]),
+        ("clock_nanosleep", libc::SYS_clock_nanosleep, [Number(libc::CLOCK_MONOTONIC as i64), NONE, Sleep]),
+        ("unshare", libc::SYS_unshare, [Number(libc::CLONE_NEWNET as i64), NONE, NONE]),
+        ("mount", libc::SYS_mount, [Text(c"orb8-e2e-source"), MISSING, Text(c"tmpfs")]),
+    ]
+};
+
+#[derive(Clone, Copy)]
+enum Argument {
+    Number(i64),
+    Text(&'static std::ffi::CStr),
+    Sleep,
+}
+
+impl Argument {
+    fn word(self) -> libc::c_long {
+        match self {
+            Self::Number(number) => number,
+            Self::Text(text) => text.as_ptr() as libc::c_long,
+            Self::Sleep => &raw const SLEEP as libc::c_long,
+        }
+    }
+}
+
+/// Makes so many calls of each kind, straight away, and says how each kind ended and how long it took, all of them and
+/// the median: `{"times":{"calls":7,"errno":0,"total_ns":90,"median_ns":12}}`.
+fn calls(wanted: &[&str]) -> Outcome {
+    let mut made = Vec::new();
+    for wanted in wanted {
+        let (name, count) = wanted.split_once('=').ok_or(USAGE)?;
+        let &(_, number, arguments) = CALLS
+            .iter()
+            .find(|(known, ..)| *known == name)
+            .ok_or_else(|| format!("{name} is not among the calls"))?;
+        let [first, second, third] = arguments.map(Argument::word);
+        let (mut errno, mut times) = (None, Vec::with_capacity(count.parse()?));
+        for _ in 0..count.parse::<usize>()? {
+            let began = Instant::now();
+            // SAFETY: each entry of the table passes numbers, null pointers or pointers to constants, which these calls
+            // take; none of them writes into this process's memory.
+            let result = unsafe { libc::syscall(number, first, second, third, 0, 0) };
+            // The C library's wrapper has no other way to say it.
+            let ended = if result == -1 {
+                io::Error::last_os_error().raw_os_error().unwrap_or(0)
+            } else {
+                0
+            };
+            times.push(began.elapsed().as_nanos());
+            if *errno.get_or_insert(ended) != ended {
+                return Err(format!("{name} ended with {errno:?} and with {ended}").into());
+            }
+        }
+        times.sort_unstable();
+        made.push(format!(
+            r#""{name}":{{"calls":{},"errno":{},"total_ns":{},"median_ns":{}}}"#,
+            times.len(),
+            errno.unwrap_or(0),
+            times.iter().sum::<u128>(),
+            times.get(times.len() / 2).unwrap_or(&0),
+        ));
+    }
+    println!("{{{}}}", made.join(","));
     Ok(())
 }

@@ -153,7 +153,10 @@ pub(crate) fn ledger(core: &Core) -> Vec<v1::LedgerRow> {
         let slot = lock(&core.syscalls.probe);
         slot.probe.as_ref().map(SyscallProbe::stats).unwrap_or_default()
     };
-    let history = lock(&core.store).syscalls.history.counts();
+    let (history, elsewhere) = {
+        let store = lock(&core.store);
+        (store.syscalls.history.counts(), store.syscalls.elsewhere())
+    };
     let live = &core.syscalls.live;
     let missed = live.missed.load(Ordering::Relaxed);
     let streamed = live.delivered.load(Ordering::Relaxed) + missed;
@@ -178,7 +181,7 @@ pub(crate) fn ledger(core: &Core) -> Vec<v1::LedgerRow> {
             "callers",
             "calls",
             stats.seen,
-            0,
+            elsewhere.min(stats.seen.saturating_sub(stats.lost)),
             stats.lost,
             "more cgroups than the remainder map holds, or calls made while the program ran on that CPU already: these are \
              in no count",

@@ -169,7 +169,8 @@ impl Syscalls {
 #[derive(Debug)]
 pub(crate) struct SyscallReader {
     core: Arc<Core>,
-    owners: HashMap<u64, OwnerId>,
+    /// By cgroup; `None`: a pod of another node, whose calls are left out.
+    owners: HashMap<u64, Option<OwnerId>>,
     /// How calls ended has been measured since the last interval.
     measured: bool,
     failing: bool,
@@ -262,7 +263,7 @@ impl SyscallReader {
 /// Collects what is read, and stores it under the owners of its cgroups.
 struct Sink<'a> {
     core: &'a Core,
-    owners: &'a mut HashMap<u64, OwnerId>,
+    owners: &'a mut HashMap<u64, Option<OwnerId>>,
     drained: Vec<(u64, Call, Drained)>,
 }
 
@@ -283,13 +284,14 @@ impl Sink<'_> {
         let mut names = lock(&self.core.names);
         let mut store = lock(&self.core.store);
         let crate::core::Store { owners, syscalls, .. } = &mut *store;
+        syscalls.set_own_node(names.own_node());
         for (cgroup, call, drained) in self.drained.drain(..) {
             let owner = match self.owners.get(&cgroup) {
                 Some(&owner) => owner,
                 None => {
                     let owner = names.socket_owner(cgroup, 0, None, None);
                     let known = owner.attribution != Attribution::Unknown;
-                    let id = owners.intern(owner);
+                    let id = (!syscalls.is_elsewhere(&owner)).then(|| owners.intern(owner));
                     if self.owners.len() >= CACHE {
                         self.owners.clear();
                     }
@@ -299,6 +301,12 @@ impl Sink<'_> {
                     }
                     id
                 }
+            };
+            let Some(owner) = owner else {
+                if let Drained::Calls(count) = drained {
+                    syscalls.leave_out(count);
+                }
+                continue;
             };
             let record = syscalls.record(owner, call);
             match drained {
@@ -384,6 +392,9 @@ fn tell(core: &Core, record: &[u8], clock: KernelClock) {
         return;
     };
     let owner = lock(&core.names).socket_owner(event.cgroup, 0, None, None);
+    if lock(&core.store).syscalls.is_elsewhere(&owner) {
+        return;
+    }
     if let Some(event) = CallEvent::decode(&event, clock.unix_ns(event.time_ns), owner) {
         core.syscalls.live.send(LiveCall::Event(event));
     }

@@ -204,6 +204,7 @@ impl CallQuery {
         let verdicts = self.verdicts(store);
         let mut groups = Groups {
             query: self,
+            store,
             owners,
             verdicts: &verdicts,
             known: HashMap::new(),
@@ -398,6 +399,7 @@ type GroupKey = (u32, Option<Call>, Option<Category>);
 
 struct Groups<'a> {
     query: &'a CallQuery,
+    store: &'a SyscallStore,
     owners: &'a OwnerTable,
     verdicts: &'a Option<BTreeMap<(&'a Workload, Call), &'a Verdict>>,
     known: HashMap<OwnerId, (Known, Option<Workload>)>,
@@ -411,6 +413,7 @@ impl Groups<'_> {
     fn add(&mut self, id: OwnerId, call: Call, mut record: Record, (from_ns, to_ns): (u64, u64)) {
         let Self {
             query,
+            store,
             owners,
             verdicts,
             known,
@@ -443,7 +446,7 @@ impl Groups<'_> {
         let (Known { group }, workload) = &*known.entry(id).or_insert_with(|| {
             let owner = owners.get(id);
             let workload = verdicts.as_ref().map(|_| Workload::of(&owner));
-            if !query.filter.matches_owner(&owner) {
+            if store.is_elsewhere(&owner) || !query.filter.matches_owner(&owner) {
                 return (Known { group: None }, workload);
             }
             let next = reduced.len() as u32;

@@ -1,6 +1,9 @@
 //! What is kept of calls: history, totals and baselines, fed interval by interval.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use super::{
     baseline::{Baseline, Verdict},
@@ -27,6 +30,10 @@ pub(crate) struct SyscallStore {
     waiting: HashMap<OwnerId, (Counted, u32)>,
     /// Pods get names from an API server.
     kubernetes: bool,
+    /// This node's name, once the API server has told of it.
+    own_node: Option<Arc<str>>,
+    /// Calls of other nodes' pods, left out.
+    elsewhere: u64,
     seq: u32,
 }
 
@@ -43,8 +50,36 @@ impl SyscallStore {
             baseline,
             waiting: HashMap::new(),
             kubernetes,
+            own_node: None,
+            elsewhere: 0,
             seq: 0,
         }
+    }
+
+    /// Says which node this is, where it is one of a cluster's.
+    pub(crate) fn set_own_node(&mut self, node: Option<&str>) {
+        if self.own_node.as_deref() != node {
+            self.own_node = node.map(Arc::from);
+        }
+    }
+
+    /// Whether an owner is a pod of another node. The programs see all calls of a kernel, and nodes may share one: those of
+    /// a cluster in containers do. Its own agent tells of it.
+    pub(crate) fn is_elsewhere(&self, owner: &Owner) -> bool {
+        match (&self.own_node, owner.named_pod()) {
+            (Some(own), Some(pod)) => !pod.node.is_empty() && *pod.node != **own,
+            _ => false,
+        }
+    }
+
+    /// Calls of other nodes' pods, which are left out.
+    pub(crate) const fn elsewhere(&self) -> u64 {
+        self.elsewhere
+    }
+
+    /// Counts calls that are left out.
+    pub(crate) fn leave_out(&mut self, count: u64) {
+        self.elsewhere = self.elsewhere.saturating_add(count);
     }
 
     /// The record of the open interval to add to.
@@ -67,6 +102,11 @@ impl SyscallStore {
             let owner = owners.get(id);
             if self.may_be_named(&owner) && self.seq.saturating_sub(first) < HOLD {
                 self.waiting.insert(id, (counted, first));
+                continue;
+            }
+            if self.is_elsewhere(&owner) {
+                // It got its name too late to be left out at once; answers leave it out.
+                self.leave_out(counted.calls.iter().map(|(_, count)| count).sum());
                 continue;
             }
             self.totals.add(&owner, &counted, self.seq);
@@ -106,7 +146,7 @@ fn group(records: &BTreeMap<Key, Record>) -> HashMap<OwnerId, Counted> {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, sync::Arc, time::Duration};
+    use std::{collections::BTreeSet, time::Duration};
 
     use super::*;
     use crate::{
@@ -164,5 +204,51 @@ mod tests {
             store.commit(second * 1_000_000_000, false, &owners);
         }
         assert_eq!(store.totals.calls().len(), 2);
+    }
+
+    #[test]
+    fn other_nodes_pods_are_left_out() {
+        let limits = CallHistoryLimits {
+            span: Duration::from_secs(300),
+            bytes: 1 << 20,
+        };
+        let mut store = SyscallStore::new(
+            CallHistory::new(limits, 0),
+            CallTotals::new(1000, 300, BTreeSet::new()),
+            Baseline::new(BaselineLimits::default(), 0),
+            true,
+        );
+        let on = |full: &str, node: &str| Owner {
+            pod: Some(Arc::new(PodName {
+                uid: full.to_owned(),
+                full: full.to_owned(),
+                node: node.to_owned(),
+                ..PodName::default()
+            })),
+            ..Owner::default()
+        };
+        let far = on("shop/far", "n2");
+        // A node that the API server does not know is no ground to leave anything out.
+        assert!(!store.is_elsewhere(&far));
+        store.set_own_node(Some("n1"));
+        assert!(store.is_elsewhere(&far));
+        for near in [
+            on("shop/near", "n1"),
+            on("shop/new", ""),
+            pod(""),
+            Owner::default(),
+        ] {
+            assert!(!store.is_elsewhere(&near), "{near:?}");
+        }
+        // Counted before it had its name.
+        let mut owners = OwnerTable::new(10);
+        let id = owners.intern(pod(""));
+        let call = Call::parse("read").unwrap()[0];
+        store.record(id, call).count += 7;
+        store.commit(1_000_000_000, false, &owners);
+        owners.rename(id, far);
+        store.commit(2_000_000_000, false, &owners);
+        assert!(store.totals.calls().is_empty() && store.baseline.watched_all().next().is_none());
+        assert_eq!(store.elsewhere(), 7);
     }
 }
