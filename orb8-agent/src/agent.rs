@@ -259,11 +259,7 @@ impl Agent {
             callers: settings.syscall_callers,
             latencies: settings.syscall_latencies,
             ring_bytes: u32::try_from(settings.syscall_ring_size.0).unwrap_or(u32::MAX),
-            mode: match settings.syscall_mode {
-                SyscallMode::Off => Mode::Off,
-                SyscallMode::Counts => Mode::Counts,
-                SyscallMode::Latency => Mode::Latency,
-            },
+            mode: Mode::Off,
         };
         let mut baseline = Baseline::new(
             BaselineLimits {
@@ -281,7 +277,7 @@ impl Agent {
         }
         let told = settings.syscall_events.calls().clone();
         let (syscalls, syscall_rings) = Syscalls::new(
-            ProbeSlot::load(syscall_options, features),
+            ProbeSlot::new(syscall_options, features),
             SyscallLive::new(told.clone(), settings.stream_buffer),
         );
         let arrival = names.identity.cgroups().map(Cgroups::arrival);
@@ -375,6 +371,17 @@ impl Agent {
             nameless: 0,
         };
         follower.first().await?;
+        core.ready.store(true, Ordering::Release);
+        // After the interfaces: packets that pass before their programs are on are lost, calls are only not counted yet.
+        let mode = match settings.syscall_mode {
+            SyscallMode::Off => Mode::Off,
+            SyscallMode::Counts => Mode::Counts,
+            SyscallMode::Latency => Mode::Latency,
+        };
+        if let Err(error) = core.set_syscall_mode(mode).await {
+            // The rest works without.
+            warn!(error, "system calls are not counted");
+        }
         agent.tasks.push(tokio::spawn(follower.run(stop.clone())));
         agent.tasks.push(tokio::spawn(live::read_events(
             core.clone(),
@@ -432,7 +439,6 @@ impl Agent {
                 .tasks
                 .push(tokio::spawn(http::serve(core.clone(), listener, stop)));
         }
-        core.ready.store(true, Ordering::Release);
         // From now on the agent stops them.
         undo.disarm();
         Ok(agent)

@@ -11,7 +11,7 @@ use std::{
 use orb8_common::syscall::{CallerKey, LATENCY_BUCKETS, OUT_OF_RANGE};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::{
     call::Call,
@@ -58,19 +58,15 @@ pub(crate) struct ProbeSlot {
 }
 
 impl ProbeSlot {
-    /// Loads the probe. Without it the rest of the agent works, and says why it is missing.
-    pub(crate) fn load(options: SyscallOptions, features: Features) -> Self {
-        let mut slot = Self {
+    /// Nothing is loaded yet: [`SyscallReader::set_mode`] does that.
+    pub(crate) fn new(options: SyscallOptions, features: Features) -> Self {
+        Self {
             options,
             features,
             probe: None,
             error: String::new(),
             applied: HashMap::new(),
-        };
-        if let Err(error) = slot.try_load(options.mode) {
-            warn!(%error, "system calls are not counted");
         }
-        slot
     }
 
     fn try_load(&mut self, mode: Mode) -> Result<(), LoadError> {
@@ -120,13 +116,10 @@ impl ProbeSlot {
 }
 
 impl Syscalls {
-    /// Of a probe that is loaded, or not; the rings of events come out of the receiver, for [`read_events`].
-    pub(crate) fn new(mut slot: ProbeSlot, live: SyscallLive) -> (Self, mpsc::Receiver<Option<EventRing>>) {
+    /// The rings of events come out of the receiver, for [`read_events`].
+    pub(crate) fn new(slot: ProbeSlot, live: SyscallLive) -> (Self, mpsc::Receiver<Option<EventRing>>) {
         // A ring and its end, at most twice before they are looked at: more switches wait.
         let (rings, receiver) = mpsc::channel(4);
-        if let Some(ring) = slot.probe.as_mut().and_then(SyscallProbe::take_events) {
-            let _ = rings.try_send(Some(ring));
-        }
         let syscalls = Self {
             probe: Mutex::new(slot),
             live,
