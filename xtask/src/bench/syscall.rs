@@ -70,7 +70,7 @@ const BPFTRACE: [&str; 2] = [
 enum Attached {
     Nothing,
     C { _links: Vec<RawTracePointLink> },
-    Orb8 { _probe: SyscallProbe },
+    Orb8 { _probe: Box<SyscallProbe> },
     Bpftrace(Child),
 }
 
@@ -123,10 +123,10 @@ impl Programs {
             CLOCK => self.c(&[("clock", "sys_exit"), ("clock", "sys_enter")]),
             C_LATENCY => self.c(&[("latency_exit", "sys_exit"), ("latency_enter", "sys_enter")]),
             COUNTS => Ok(Attached::Orb8 {
-                _probe: probe(Mode::Counts, self.features)?,
+                _probe: Box::new(probe(Mode::Counts, self.features)?),
             }),
             LATENCY => Ok(Attached::Orb8 {
-                _probe: probe(Mode::Latency, self.features)?,
+                _probe: Box::new(probe(Mode::Latency, self.features)?),
             }),
             _ => bpftrace(BPFTRACE[what - BPFTRACE_COUNT]),
         }
