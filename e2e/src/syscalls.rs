@@ -406,6 +406,8 @@ pub(crate) fn seccomp(cluster: &Cluster) -> Result<Outcome> {
         "seccomp",
         "--pod",
         &pod,
+        "--container",
+        "main",
         "--duration",
         "5m",
         "--output",
@@ -432,7 +434,9 @@ pub(crate) fn seccomp(cluster: &Cluster) -> Result<Outcome> {
             && !names.contains("getpriority"),
         "the profile is {parsed}"
     );
-    ensure!(said.contains("no call was lost"), "{said}");
+    // How long calls took is no matter here.
+    let lost = ["syscall/callers", "syscall/rows", "syscall/history"];
+    ensure!(!lost.iter().any(|stage| said.contains(stage)), "{said}");
 
     // As the node's administrator would.
     cluster.apply(&manifests::pod_with_directory(

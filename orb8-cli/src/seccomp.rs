@@ -12,7 +12,7 @@ use orb8_proto::v1::{SyscallAbi, SyscallRow};
 use serde::Serialize;
 
 use crate::{ends, syscall};
-use runtime::{NEEDED, NEW_NAMESPACES, THREADS};
+use runtime::{NEEDED, NEW_NAMESPACES, SET_UP, THREADS};
 
 /// A profile. Its field names are the specification's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -156,6 +156,18 @@ impl Seen {
                 "{} calls are of kinds that had no room in the agent, and may not be in the profile: watch again \
                  with fewer callers, or raise the agent's limits (`orb8 status`)",
                 self.unknown
+            ));
+        }
+        let set_up: Vec<&str> = SET_UP
+            .iter()
+            .copied()
+            .filter(|name| self.names.contains(*name))
+            .collect();
+        if !set_up.is_empty() && !self.pods.is_empty() {
+            notes.push(format!(
+                "it allows {}: a runtime calls these in a container's cgroup to set it up, before a profile holds; \
+                 unless the workload itself needs them (`orb8 trace syscalls` tells who calls), take them out",
+                set_up.join(", ")
             ));
         }
         for abi in self.abis.iter().filter_map(|abi| SyscallAbi::try_from(*abi).ok()) {
@@ -335,6 +347,19 @@ mod tests {
             assert!(notes.contains(expected), "{notes}");
         }
         assert!(seen.is_incomplete());
+    }
+
+    #[test]
+    fn what_a_runtime_calls_to_set_up_is_said() {
+        let seen = seen(&[
+            row("d", "p", "mount", SyscallAbi::X8664),
+            row("d", "p", "read", SyscallAbi::X8664),
+        ]);
+        let notes = seen.notes();
+        assert!(
+            notes.len() == 1 && notes[0].starts_with("it allows mount: "),
+            "{notes:?}"
+        );
     }
 
     #[test]
