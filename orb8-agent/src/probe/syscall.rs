@@ -85,6 +85,8 @@ pub struct SyscallStats {
     pub measured: u64,
     /// Latency: calls that had no room, whose row went to another caller, or that lasted longer than the mode.
     pub unmeasured: u64,
+    /// Of these, the ones that lasted longer than the mode.
+    pub outlasted: u64,
     /// Errors that are in no map, for it was full.
     pub errors_lost: u64,
     /// Rows in use.
@@ -344,6 +346,7 @@ fn add(sum: &mut SyscallStats, more: &SyscallStats) {
     sum.started += more.started;
     sum.measured += more.measured;
     sum.unmeasured += more.unmeasured;
+    sum.outlasted += more.outlasted;
     sum.errors_lost += more.errors_lost;
     sum.rows += more.rows;
     sum.latencies += more.latencies;

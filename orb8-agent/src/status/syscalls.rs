@@ -199,10 +199,11 @@ pub(crate) fn ledger(core: &Core) -> Vec<v1::LedgerRow> {
             "latency",
             "calls",
             ended,
-            0,
-            stats.unmeasured,
-            "calls that had no room for their latency, or did not return while it was measured; raise syscall_latencies if \
-             it is full; counts are not affected",
+            // Whoever ended the measuring meant to.
+            stats.outlasted,
+            stats.unmeasured - stats.outlasted,
+            "calls that had no room for their latency, or whose thread ended in them; raise syscall_latencies if it is full; \
+             counts are not affected",
         ),
         row(
             "errors",

@@ -284,6 +284,7 @@ impl Loaded {
         stats.events_lost = self.cpus.sum(word::EVENTS_LOST);
         stats.started = self.cpus.sum(word::STARTED);
         stats.unmeasured = self.cpus.sum(word::UNMEASURED) + self.abandoned;
+        stats.outlasted = self.abandoned;
         stats.errors_lost = self.cpus.sum(word::ERRORS_LOST);
         stats
     }
