@@ -266,6 +266,16 @@ fn the_mode_is_switched_while_it_runs() {
     let (rows, summary) = ask(&agent, &of("modes"));
     assert!(rows.is_empty());
     assert_eq!(summary.mode, i32::from(SyscallMode::Off));
+    let programs = agent.status().programs;
+    let of_calls: Vec<_> = programs
+        .iter()
+        .filter(|program| program.family == "syscall")
+        .collect();
+    assert!(!of_calls.is_empty());
+    for program in of_calls {
+        assert_eq!(program.state(), v1::State::Off, "{program:?}");
+        assert_eq!(program.reason, "syscall mode is off");
+    }
     for wrong in [0, 9, -1] {
         let refused = set_mode(&agent, wrong).unwrap_err();
         assert_eq!(refused.code(), tonic::Code::InvalidArgument);

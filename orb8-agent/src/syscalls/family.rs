@@ -138,8 +138,7 @@ impl Syscalls {
         let before = slot.mode();
         match &mut slot.probe {
             Some(probe) => probe.set_mode(mode)?,
-            // It did not load at the start, or was not asked for.
-            None if mode == Mode::Off => {}
+            // It has not been asked for, or did not load.
             None => {
                 slot.try_load(mode)?;
                 slot.applied.clear();
