@@ -39,7 +39,7 @@ use crate::{
     membership::{self, Membership},
     memory,
     naming::Names,
-    pipeline::{Command, Pipeline, name_points},
+    pipeline::{Command, Pipeline, name_points_of},
     preflight::{Finding, Preflight, Verdict},
     probe::{
         kernel_clock::unix_now_ns,
@@ -574,10 +574,7 @@ async fn meet_newcomers(core: Arc<Core>, arrival: Arc<Notify>, stop: Cancellatio
             let more = {
                 let (met, more) = lock(&core.names).meet_newcomers(unix_now_ns());
                 if met {
-                    let mut points = lock(&core.points);
-                    let mut names = lock(&core.names);
-                    let mut store = lock(&core.store);
-                    name_points(&mut points, &mut names, &mut store.owners);
+                    name_points_of(&core);
                 }
                 more
             };

@@ -14,6 +14,7 @@ pub mod export;
 pub mod identity;
 pub mod interfaces;
 pub mod kubernetes;
+mod ledger;
 mod live;
 mod membership;
 mod memory;

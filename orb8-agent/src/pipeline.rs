@@ -530,8 +530,16 @@ impl Resolver<'_> {
     }
 }
 
+/// As [`name_points`], outside of the pipeline.
+pub(crate) fn name_points_of(core: &Core) {
+    let mut points = lock(&core.points);
+    let mut names = lock(&core.names);
+    let mut store = lock(&core.store);
+    name_points(&mut points, &mut names, &mut store.owners);
+}
+
 /// Gives interfaces the names of who lives at their other end, also for what was counted on them before.
-pub(crate) fn name_points(points: &mut Points, names: &mut Names, owners: &mut OwnerTable) {
+fn name_points(points: &mut Points, names: &mut Names, owners: &mut OwnerTable) {
     for point in points.iter_mut() {
         if !point.is_present() {
             continue;

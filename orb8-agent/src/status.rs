@@ -6,7 +6,10 @@ use orb8_common::network::{Hook, HookStats};
 use orb8_proto::v1;
 use prost_types::Timestamp;
 
-use crate::core::{Core, lock};
+use crate::{
+    core::{Core, lock},
+    ledger,
+};
 
 mod syscalls;
 
@@ -149,20 +152,8 @@ fn hook(core: &Core, hooks: &[Hook]) -> HookStats {
 
 /// What passed each stage, and what each stage lost: `seen = counted + filtered + lost`.
 pub(crate) fn ledger(core: &Core) -> Vec<v1::LedgerRow> {
-    let row = |stage: &str, unit: &str, seen: u64, filtered: u64, lost: u64, advice: &str| v1::LedgerRow {
-        family: "network".to_owned(),
-        stage: stage.to_owned(),
-        unit: unit.to_owned(),
-        seen,
-        counted: seen.saturating_sub(filtered).saturating_sub(lost),
-        filtered,
-        lost,
-        lost_bytes: 0,
-        advice: if lost == 0 {
-            String::new()
-        } else {
-            advice.to_owned()
-        },
+    let row = |stage: &str, unit: &str, seen: u64, filtered: u64, lost: u64, advice: &str| {
+        ledger::row("network", stage, unit, [seen, filtered, lost], advice)
     };
     let (bypassed, seen) = lock(&core.points).bypassed_and_seen();
     let (interfaces, sockets, all) = (

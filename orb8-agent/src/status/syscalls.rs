@@ -6,6 +6,7 @@ use orb8_proto::v1;
 
 use crate::{
     core::{Core, lock},
+    ledger,
     probe::syscall::SyscallProbe,
     syscalls::baseline::VERDICTS,
 };
@@ -160,20 +161,8 @@ pub(crate) fn ledger(core: &Core) -> Vec<v1::LedgerRow> {
     let live = &core.syscalls.live;
     let missed = live.missed.load(Ordering::Relaxed);
     let streamed = live.delivered.load(Ordering::Relaxed) + missed;
-    let row = |stage: &str, unit: &str, seen: u64, filtered: u64, lost: u64, advice: &str| v1::LedgerRow {
-        family: FAMILY.to_owned(),
-        stage: stage.to_owned(),
-        unit: unit.to_owned(),
-        seen,
-        counted: seen.saturating_sub(filtered).saturating_sub(lost),
-        filtered,
-        lost,
-        lost_bytes: 0,
-        advice: if lost == 0 {
-            String::new()
-        } else {
-            advice.to_owned()
-        },
+    let row = |stage: &str, unit: &str, seen: u64, filtered: u64, lost: u64, advice: &str| {
+        ledger::row(FAMILY, stage, unit, [seen, filtered, lost], advice)
     };
     let ended = stats.measured + stats.unmeasured;
     vec![

@@ -18,7 +18,10 @@ use super::{
     segment::{SEGMENT_OVERHEAD, Segment, sum},
     totals::{Dimensions, Protocol, Totals},
 };
-use crate::identity::owner::{Kind, OwnerId, OwnerTable};
+use crate::{
+    identity::owner::{Kind, OwnerId, OwnerTable},
+    ledger,
+};
 
 const MILLISECOND: u64 = 1_000_000;
 
@@ -841,19 +844,8 @@ impl History {
         } = &self.counts;
         let row =
             |stage: &str, unit: &str, seen: u64, lost: u64, lost_bytes: u64, advice: &str| v1::LedgerRow {
-                family: "network".to_owned(),
-                stage: stage.to_owned(),
-                unit: unit.to_owned(),
-                seen,
-                counted: seen.saturating_sub(lost),
-                filtered: 0,
-                lost,
                 lost_bytes,
-                advice: if lost == 0 {
-                    String::new()
-                } else {
-                    advice.to_owned()
-                },
+                ..ledger::row("network", stage, unit, [seen, 0, lost], advice)
             };
         let unmatched = self.pending.unmatched();
         vec![

@@ -20,7 +20,7 @@ use crate::{
     interfaces::{
         self, Change, Interface, InterfaceError, InterfacePattern, InterfaceWatcher, LinkLayer, Role,
     },
-    pipeline::name_points,
+    pipeline::name_points_of,
 };
 
 /// How often interface counters are held against what the programs saw, and failed interfaces tried again.
@@ -161,13 +161,13 @@ impl Follower {
 
     /// Gives interfaces that have come their owners, as far as these are known.
     fn name(&self, came: &[Interface]) {
-        let mut points = lock(&self.core.points);
-        let mut names = lock(&self.core.names);
-        for interface in came {
-            names.identity.interface_came(interface);
+        {
+            let mut names = lock(&self.core.names);
+            for interface in came {
+                names.identity.interface_came(interface);
+            }
         }
-        let mut store = lock(&self.core.store);
-        name_points(&mut points, &mut names, &mut store.owners);
+        name_points_of(&self.core);
     }
 
     fn attach(&self, interface: &Interface) -> Result<super::attach::Attachment, String> {
