@@ -23,6 +23,17 @@ pub(crate) struct Style {
     pub(crate) utf8: bool,
 }
 
+#[cfg(test)]
+impl Style {
+    /// No terminal, 80 columns, no colours.
+    pub(crate) const PIPED: Self = Self {
+        terminal: false,
+        width: 80,
+        colours: false,
+        utf8: true,
+    };
+}
+
 /// A meaning that a colour stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) enum Tone {

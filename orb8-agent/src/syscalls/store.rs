@@ -166,18 +166,22 @@ mod tests {
         }
     }
 
-    #[test]
-    fn counts_wait_for_the_name_of_their_pod() {
+    fn store() -> SyscallStore {
         let limits = CallHistoryLimits {
             span: Duration::from_secs(300),
             bytes: 1 << 20,
         };
-        let mut store = SyscallStore::new(
+        SyscallStore::new(
             CallHistory::new(limits, 0),
             CallTotals::new(1000, 300, BTreeSet::new()),
             Baseline::new(BaselineLimits::default(), 0),
             true,
-        );
+        )
+    }
+
+    #[test]
+    fn counts_wait_for_the_name_of_their_pod() {
+        let mut store = store();
         let mut owners = OwnerTable::new(10);
         let id = owners.intern(pod(""));
         let call = Call::parse("read").unwrap()[0];
@@ -208,16 +212,7 @@ mod tests {
 
     #[test]
     fn other_nodes_pods_are_left_out() {
-        let limits = CallHistoryLimits {
-            span: Duration::from_secs(300),
-            bytes: 1 << 20,
-        };
-        let mut store = SyscallStore::new(
-            CallHistory::new(limits, 0),
-            CallTotals::new(1000, 300, BTreeSet::new()),
-            Baseline::new(BaselineLimits::default(), 0),
-            true,
-        );
+        let mut store = store();
         let on = |full: &str, node: &str| Owner {
             pod: Some(Arc::new(PodName {
                 uid: full.to_owned(),

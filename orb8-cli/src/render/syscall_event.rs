@@ -92,12 +92,7 @@ mod tests {
 
     use super::*;
 
-    const STYLE: Style = Style {
-        terminal: false,
-        width: 80,
-        colours: false,
-        utf8: true,
-    };
+    const STYLE: Style = Style::PIPED;
 
     #[test]
     fn values_are_harmless_and_say_where_they_are_cut() {

@@ -342,12 +342,7 @@ mod tests {
 
     use super::*;
 
-    const STYLE: Style = Style {
-        terminal: false,
-        width: 80,
-        colours: false,
-        utf8: true,
-    };
+    const STYLE: Style = Style::PIPED;
     /// Some 30 years.
     const LONG: u64 = 1 << 60;
 

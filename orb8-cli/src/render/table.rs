@@ -252,12 +252,7 @@ mod tests {
 
     use super::*;
 
-    const STYLE: Style = Style {
-        terminal: false,
-        width: 80,
-        colours: false,
-        utf8: true,
-    };
+    const STYLE: Style = Style::PIPED;
 
     #[test]
     fn widest_names_are_cut_first() {
