@@ -259,6 +259,12 @@ impl Agent {
             callers: settings.syscall_callers,
             latencies: settings.syscall_latencies,
             ring_bytes: u32::try_from(settings.syscall_ring_size.0).unwrap_or(u32::MAX),
+            measured: settings
+                .syscall_measured
+                .calls()
+                .iter()
+                .map(|call| (call.abi.in_record(), call.number.into()))
+                .collect(),
             mode: Mode::Off,
         };
         let mut baseline = Baseline::new(

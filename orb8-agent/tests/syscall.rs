@@ -9,7 +9,7 @@ mod support {
 }
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     thread,
     time::{Duration, Instant},
 };
@@ -31,6 +31,7 @@ fn options(mode: Mode) -> SyscallOptions {
         callers: 256,
         latencies: 4096,
         ring_bytes: 512 << 10,
+        measured: BTreeSet::new(),
         mode,
     }
 }
@@ -957,4 +958,64 @@ fn what_has_no_histogram_is_counted_as_unmeasured() {
         stats.measured,
         counts.times.values().map(|times| times.returned).sum::<u64>()
     );
+}
+
+#[test]
+fn only_what_is_asked_is_measured_and_everything_is_counted() {
+    if !can_run() {
+        return;
+    }
+    let asked = (NATIVE, libc::SYS_close as u32);
+    let mut probe = SyscallProbe::load(
+        &SyscallOptions {
+            measured: BTreeSet::from([asked]),
+            ..options(Mode::Latency)
+        },
+        Features::probe(),
+    )
+    .unwrap();
+    // An event's weight must not make a call a measured one.
+    probe
+        .set_event_weight(NATIVE, libc::SYS_getuid as u32, 1)
+        .unwrap();
+    let cgroup = Cgroup::new("asked");
+    let mut counts = Counts::default();
+    cgroup.run(|| {
+        for _ in 0..1000 {
+            call(1, libc::SYS_close, [u64::MAX, 0, 0]);
+            call(2, libc::SYS_getppid, [0; 3]);
+            call(1, libc::SYS_getuid, [0; 3]);
+            // Fails, and is not asked for.
+            call(1, libc::SYS_dup, [u64::MAX, 0, 0]);
+        }
+    });
+    probe.set_mode(Mode::Counts).unwrap();
+    counts.read(&mut probe);
+    assert_eq!(
+        counts.of(&cgroup),
+        BTreeMap::from([
+            ((NATIVE, libc::SYS_close), 1000),
+            ((NATIVE, libc::SYS_getppid), 2000),
+            ((NATIVE, libc::SYS_getuid), 1000),
+            ((NATIVE, libc::SYS_dup), 1000),
+            EXIT,
+        ])
+    );
+    assert_eq!(
+        counts.errors_of(&cgroup),
+        BTreeMap::from([((NATIVE, libc::SYS_close, libc::EBADF), 1000)])
+    );
+    assert_eq!(counts.times[&(cgroup.id, asked.0, asked.1)].returned, 1000);
+    assert!(
+        counts
+            .times
+            .keys()
+            .all(|&(_, abi, number)| (abi, number) == asked),
+        "{:?}",
+        counts.times
+    );
+    let stats = probe.stats();
+    // Other processes may have been in such a call at the end.
+    assert_eq!((stats.lost, stats.unmeasured), (0, stats.outlasted), "{stats:?}");
+    assert_eq!(stats.started, stats.measured + stats.unmeasured, "{stats:?}");
 }

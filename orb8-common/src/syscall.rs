@@ -108,6 +108,8 @@ pub mod watch {
     pub const NEVER_RETURNS: u32 = 1 << 16;
     /// What the call returns is not its result: `rt_sigreturn`.
     pub const NO_RESULT: u32 = 1 << 17;
+    /// Latency mode leaves the call out: neither how it ended nor how long it took was asked for.
+    pub const NOT_MEASURED: u32 = 1 << 18;
 }
 
 /// Elements of a latency histogram: element `i` counts calls that took less than 2^i ns and at least half of that, the

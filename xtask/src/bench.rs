@@ -34,6 +34,8 @@ mod syscall;
 mod throughput;
 #[cfg(feature = "bench")]
 mod traffic;
+#[cfg(feature = "bench")]
+mod web_server;
 
 use std::path::PathBuf;
 

@@ -143,12 +143,22 @@ impl OrbitService for Orbit {
         }
         let core = self.core.clone();
         let selection = tokio::task::spawn_blocking(move || {
-            let mode = lock(&core.syscalls.probe).mode();
+            let (mode, asked) = {
+                let slot = lock(&core.syscalls.probe);
+                (slot.mode(), slot.options.measured.len())
+            };
             let mut selection = {
                 let store = lock(&core.store);
                 query.select(&store.syscalls, &store.owners, &core.node, unix_now_ns())
             };
             selection.summary.mode = mode_message(mode).into();
+            if asked > 0 && selection.summary.measured.is_some_and(|time| time != prost_types::Duration::default()) {
+                selection.summary.notes.push(
+                    "Errors and times are those of the calls that the setting syscall_measured names; the others are only \
+                     counted."
+                        .to_owned(),
+                );
+            }
             selection.summary.ledger = crate::status::syscall_ledger(&core);
             selection
         })

@@ -19,10 +19,10 @@ mod load;
 mod mapped;
 mod read;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::util::nr_cpus;
-use orb8_common::syscall::{CallerKey, LATENCY_BUCKETS, NUMBERS, Watch, abi};
+use orb8_common::syscall::{CallerKey, LATENCY_BUCKETS, NUMBERS, Watch, abi, watch};
 use orb8_proto::v1;
 
 use crate::{
@@ -50,7 +50,7 @@ pub enum Mode {
 }
 
 /// Sizes and switches of the syscall probe.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SyscallOptions {
     /// Rows: pairs of cgroup and ABI whose calls are told apart by number. 7 KiB of map memory each.
     pub callers: u32,
@@ -58,8 +58,19 @@ pub struct SyscallOptions {
     pub latencies: u32,
     /// Bytes of the event ring, a power of two and at least a page.
     pub ring_bytes: u32,
+    /// Calls that latency mode measures, by ABI and number; empty: all. Of the others it reads no clock, and they cost
+    /// little more than in mode counts.
+    pub measured: BTreeSet<(u32, u32)>,
     /// The mode to begin with.
     pub mode: Mode,
+}
+
+impl SyscallOptions {
+    /// The flags of a number ([`watch`]): what its arguments are, and whether it is measured.
+    fn flags(&self, abi: u32, number: u32) -> u32 {
+        let measured = self.measured.is_empty() || self.measured.contains(&(abi, number));
+        arguments::flags(abi, number) | if measured { 0 } else { watch::NOT_MEASURED }
+    }
 }
 
 /// The probe's ledger, since it was first loaded. What is read from rows is as of the last [`SyscallProbe::read`].
@@ -143,7 +154,7 @@ impl SyscallProbe {
     pub fn load(options: &SyscallOptions, features: Features) -> Result<Self, LoadError> {
         check(options)?;
         let mut probe = Self {
-            options: *options,
+            options: options.clone(),
             features,
             mode: Mode::Off,
             loaded: None,
@@ -199,7 +210,7 @@ impl SyscallProbe {
             }
         };
         let attached = loaded
-            .set_watches(&self.watches)
+            .set_watches(&self.watches, |abi, number| self.options.flags(abi, number))
             .and_then(|()| loaded.attach_enter())
             .and_then(|()| {
                 if mode == Mode::Latency {
@@ -309,7 +320,7 @@ impl SyscallProbe {
             )));
         }
         if let Some(loaded) = &mut self.loaded {
-            let flags = arguments::flags(abi, number);
+            let flags = self.options.flags(abi, number);
             loaded.set_watch(abi, number, Watch { weight, flags })?;
         }
         if weight == 0 {

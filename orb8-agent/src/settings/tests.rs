@@ -89,7 +89,7 @@ fn every_setting_can_be_given_in_each_place_and_is_shown_so() {
         "syscall_callers" | "syscall_latencies" | "syscall_series" => "5000",
         "syscall_mode" => "latency",
         "syscall_ring_size" | "syscall_history_bytes" => "32MiB",
-        "syscall_events" => "execve,i386:mount",
+        "syscall_events" | "syscall_measured" => "execve,i386:mount",
         "syscall_warmup" => "1h",
         "state_dir" => "/var/lib/orb8",
         "interval" => "100ms",

@@ -295,16 +295,22 @@ impl SyscallNames {
         &self.calls
     }
 
+    /// No call.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self {
+            text: String::new(),
+            calls: BTreeSet::new(),
+        }
+    }
+
     /// Of these names, those that this machine has.
     fn known(names: &str) -> Self {
         let known: Vec<_> = names
             .split_whitespace()
             .filter(|name| Call::parse(name).is_ok())
             .collect();
-        known.join(",").parse().unwrap_or_else(|_| Self {
-            text: String::new(),
-            calls: BTreeSet::new(),
-        })
+        known.join(",").parse().unwrap_or_else(|_| Self::none())
     }
 }
 

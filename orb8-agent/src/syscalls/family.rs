@@ -70,7 +70,10 @@ impl ProbeSlot {
     }
 
     fn try_load(&mut self, mode: Mode) -> Result<(), LoadError> {
-        let options = SyscallOptions { mode, ..self.options };
+        let options = SyscallOptions {
+            mode,
+            ..self.options.clone()
+        };
         match SyscallProbe::load(&options, self.features) {
             Ok(probe) => {
                 self.probe = Some(probe);

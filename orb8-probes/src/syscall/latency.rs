@@ -23,7 +23,15 @@ const MAX_ERRNO: u64 = 4095;
 /// Remembers that the current task is in this call.
 #[inline(always)]
 pub(crate) fn start(cpu: &mut Cpu, caller: Caller, call: Call, flags: u32) {
-    if flags & watch::NEVER_RETURNS != 0 {
+    if flags & (watch::NEVER_RETURNS | watch::NOT_MEASURED) != 0 {
+        // Its return must not be taken for that of a call before which did not return as calls do.
+        // SAFETY: the current task.
+        if let Some(in_call) = unsafe { maps::IN_CALL.get(task()) } {
+            if in_call.start_ns != 0 && in_call.phase == cpu.phase {
+                cpu.unmeasured += 1;
+            }
+            in_call.start_ns = 0;
+        }
         return;
     }
     cpu.started += 1;
@@ -52,19 +60,23 @@ pub(crate) fn start(cpu: &mut Cpu, caller: Caller, call: Call, flags: u32) {
 /// `TP_PROTO(struct pt_regs *regs, long ret)`.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub(crate) fn orb8_sys_exit(ctx: RawTracePointContext) -> i32 {
-    // SAFETY: no arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
     // SAFETY: the current task.
     let Some(in_call) = (unsafe { maps::IN_CALL.get(task()) }) else {
         return 0;
     };
+    let start_ns = in_call.start_ns;
+    // Zero: not to be measured, entered before this was attached, or refused by seccomp before it was entered.
+    if start_ns == 0 {
+        return 0;
+    }
+    // As soon as it is known to be wanted: the clock is the dearest of all that happens here.
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    in_call.start_ns = 0;
     let Some(cpu) = cpu() else {
         return 0;
     };
-    let start_ns = in_call.start_ns;
-    in_call.start_ns = 0;
-    // Zero: entered before this was attached, or refused by seccomp before it was entered.
-    if start_ns == 0 || in_call.phase != cpu.phase {
+    if in_call.phase != cpu.phase {
         return 0;
     }
     let errno = ctx.arg::<u64>(1).wrapping_neg();

@@ -31,16 +31,17 @@ use orb8_agent::{
     preflight::Features,
     probe::syscall::{Mode, SyscallOptions, SyscallProbe, SyscallSink},
 };
-use orb8_common::syscall::{CallerKey, LATENCY_BUCKETS};
+use orb8_common::syscall::{CallerKey, LATENCY_BUCKETS, abi};
 
 use super::{
     program,
     report::Report,
     statistics::{median, ratio},
+    web_server::WebServer,
 };
 
 /// What takes turns, in this order.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "nothing attached",
     "empty raw tracepoint",
     "C: count by (cgroup, number) in a hash map",
@@ -48,6 +49,7 @@ const NAMES: [&str; 9] = [
     "C: the clock, at entry and return",
     "C: the count, and latency by an in-flight hash map",
     "orb8: latency",
+    "orb8: latency, of calls that are not asked for",
     "bpftrace: count by (cgroup, number)",
     "bpftrace: latency histogram",
 ];
@@ -58,7 +60,8 @@ const COUNTS: usize = 3;
 const CLOCK: usize = 4;
 const C_LATENCY: usize = 5;
 const LATENCY: usize = 6;
-const BPFTRACE_COUNT: usize = 7;
+const NOT_ASKED: usize = 7;
+const BPFTRACE_COUNT: usize = 8;
 
 const BPFTRACE: [&str; 2] = [
     "tracepoint:raw_syscalls:sys_enter { @[cgroup, args->id] = count(); }",
@@ -123,10 +126,13 @@ impl Programs {
             CLOCK => self.c(&[("clock", "sys_exit"), ("clock", "sys_enter")]),
             C_LATENCY => self.c(&[("latency_exit", "sys_exit"), ("latency_enter", "sys_enter")]),
             COUNTS => Ok(Attached::Orb8 {
-                _probe: Box::new(probe(Mode::Counts, self.features)?),
+                _probe: Box::new(probe(Mode::Counts, &[], self.features)?),
             }),
             LATENCY => Ok(Attached::Orb8 {
-                _probe: Box::new(probe(Mode::Latency, self.features)?),
+                _probe: Box::new(probe(Mode::Latency, &[], self.features)?),
+            }),
+            NOT_ASKED => Ok(Attached::Orb8 {
+                _probe: Box::new(probe(Mode::Latency, &[nix::libc::SYS_futex], self.features)?),
             }),
             _ => bpftrace(BPFTRACE[what - BPFTRACE_COUNT]),
         }
@@ -140,13 +146,18 @@ fn raw_tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut RawTrace
     Ok(program.try_into()?)
 }
 
-/// A probe with the agent's default sizes.
-fn probe(mode: Mode, features: Features) -> Result<SyscallProbe> {
+/// A probe with the agent's default sizes, that measures these calls; none: all.
+fn probe(mode: Mode, measured: &[i64], features: Features) -> Result<SyscallProbe> {
+    let measured = measured
+        .iter()
+        .map(|&number| Ok((abi::NATIVE, u32::try_from(number)?)))
+        .collect::<Result<_>>()?;
     Ok(SyscallProbe::load(
         &SyscallOptions {
             callers: 1024,
             latencies: 8192,
             ring_bytes: 512 << 10,
+            measured,
             mode,
         },
         features,
@@ -226,6 +237,7 @@ pub(super) fn run(quick: bool, report: &mut Report) -> Result<()> {
     sched_setaffinity(Pid::from_raw(0), &cpu)?;
     by_getppid(&mut programs, quick, report)?;
     by_dd(&mut programs, quick, report)?;
+    by_web_server(&mut programs, quick, report)?;
     let mut all = CpuSet::new();
     for cpu in 0..thread::available_parallelism()?.get().max(2) {
         all.set(cpu)?;
@@ -298,6 +310,18 @@ fn by_getppid(programs: &mut Programs, quick: bool, report: &mut Report) -> Resu
             value(CLOCK)
         ),
     );
+    let not_asked = ratio(&added[NOT_ASKED], &added[C_LATENCY]);
+    report.verdict(
+        "syscall latency with `syscall_measured`: added to a getppid that is not asked for, beside the same C",
+        "≤ 0.5 ×",
+        &format!(
+            "{not_asked:.2} ×, {:.0} ns (C: {:.0} ns)",
+            value(NOT_ASKED),
+            value(C_LATENCY)
+        ),
+        not_asked <= 0.5,
+        "two tracepoints and the count",
+    );
     let rows = (0..NAMES.len())
         .filter(|&at| !times[at].is_empty())
         .map(|at| {
@@ -343,27 +367,43 @@ fn children_time() -> Result<f64> {
     Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
-fn by_dd(programs: &mut Programs, quick: bool, report: &mut Report) -> Result<()> {
-    let (rounds, blocks) = if quick { (3, 100_000) } else { (11, 300_000) };
-    let which = [NOTHING, EMPTY, C_COUNT, COUNTS, C_LATENCY, LATENCY];
-    let mut times: [Vec<f64>; 6] = Default::default();
+/// What takes turns around a workload.
+const AROUND: [usize; 7] = [NOTHING, EMPTY, C_COUNT, COUNTS, C_LATENCY, LATENCY, NOT_ASKED];
+
+/// Seconds of processor time that a workload takes, with each of [`AROUND`] attached in turn.
+fn around(
+    programs: &mut Programs,
+    rounds: usize,
+    workload: impl Fn() -> Result<f64>,
+) -> Result<[Vec<f64>; AROUND.len()]> {
+    let mut times: [Vec<f64>; AROUND.len()] = Default::default();
     for round in 0..rounds {
-        for at in 0..which.len() {
-            let at = (at + round) % which.len();
-            let attached = programs.attach(which[at])?;
-            times[at].push(dd(blocks)?);
+        for at in 0..AROUND.len() {
+            let at = (at + round) % AROUND.len();
+            let attached = programs.attach(AROUND[at])?;
+            times[at].push(workload()?);
             drop(attached);
         }
     }
-    let rows = (0..which.len())
+    Ok(times)
+}
+
+/// A row for each of [`AROUND`]: what one of `count` takes in nanoseconds, and how many times what it takes alone.
+fn rows_around(times: &[Vec<f64>; AROUND.len()], count: u32) -> Vec<Vec<String>> {
+    (0..AROUND.len())
         .map(|at| {
             vec![
-                NAMES[which[at]].to_owned(),
-                format!("{:.0}", median(&times[at]) * 1e9 / f64::from(blocks)),
+                NAMES[AROUND[at]].to_owned(),
+                format!("{:.0}", median(&times[at]) * 1e9 / f64::from(count)),
                 format!("{:.2}", ratio(&times[at], &times[0])),
             ]
         })
-        .collect();
+        .collect()
+}
+
+fn by_dd(programs: &mut Programs, quick: bool, report: &mut Report) -> Result<()> {
+    let (rounds, blocks) = if quick { (3, 100_000) } else { (11, 300_000) };
+    let times = around(programs, rounds, || dd(blocks))?;
     report.table(
         "A copy of single bytes",
         &format!(
@@ -371,7 +411,23 @@ fn by_dd(programs: &mut Programs, quick: bool, report: &mut Report) -> Result<()
              in each of which all take turns; processor time."
         ),
         &["attached", "ns a byte", "of nothing attached"],
-        rows,
+        rows_around(&times, blocks),
+    );
+    Ok(())
+}
+
+fn by_web_server(programs: &mut Programs, quick: bool, report: &mut Report) -> Result<()> {
+    let (rounds, requests) = if quick { (3, 5_000) } else { (11, 20_000) };
+    let server = WebServer::start()?;
+    let times = around(programs, rounds, || server.requests(requests))?;
+    report.table(
+        "A web server",
+        &format!(
+            "{requests} requests for a file of 4 KiB, one after the other over one connection on loopback; median of {rounds} \
+             rounds, in each of which all take turns; processor time of server and client together, on one CPU."
+        ),
+        &["attached", "ns a request", "of nothing attached"],
+        rows_around(&times, requests),
     );
     Ok(())
 }
@@ -394,7 +450,7 @@ fn by_reading(programs: &Programs, quick: bool, report: &mut Report) -> Result<(
     let seconds = if quick { 3 } else { 10 };
     let mut rows = Vec::new();
     for (mode, name) in [(Mode::Counts, "counts"), (Mode::Latency, "latency")] {
-        let mut probe = probe(mode, programs.features)?;
+        let mut probe = probe(mode, &[], programs.features)?;
         let stop = Arc::new(AtomicBool::new(false));
         let callers: Vec<_> = (0..2)
             .map(|_| {

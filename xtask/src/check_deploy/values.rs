@@ -116,6 +116,10 @@ pub(super) fn accepted_though_wrong(tools: &Tools) -> Result<Vec<String>> {
             "/settings/syscall_events",
             json!({"settings": {"syscall_events": "execve, mount"}}),
         ),
+        (
+            "/settings/syscall_measured",
+            json!({"settings": {"syscall_measured": "@disk"}}),
+        ),
         ("/settings/state_dir", json!({"settings": {"state_dir": "/etc"}})),
         ("/settings/dns", json!({"settings": {"dns": "on"}})),
         (

@@ -13,8 +13,8 @@ use aya::{
 use orb8_common::syscall::{Cpu, NUMBERS, Watch, abi};
 
 use super::{
-    ENTER, EXIT, OBJECT, ReadError, SyscallOptions, SyscallSink, SyscallStats, arguments, compat,
-    mapped::Mapped, possible_cpus, read::Reader,
+    ENTER, EXIT, OBJECT, ReadError, SyscallOptions, SyscallSink, SyscallStats, compat, mapped::Mapped,
+    possible_cpus, read::Reader,
 };
 use crate::{
     bpf::fd_info::{FdInfo, fd_info},
@@ -172,10 +172,14 @@ impl Loaded {
     }
 
     /// Writes how each number is treated.
-    pub(super) fn set_watches(&mut self, weights: &BTreeMap<(u32, u32), u32>) -> Result<(), LoadError> {
+    pub(super) fn set_watches(
+        &mut self,
+        weights: &BTreeMap<(u32, u32), u32>,
+        flags: impl Fn(u32, u32) -> u32,
+    ) -> Result<(), LoadError> {
         for abi in 0..abi::COUNT {
             for number in 0..NUMBERS as u32 {
-                let flags = arguments::flags(abi, number);
+                let flags = flags(abi, number);
                 let weight = weights.get(&(abi, number)).copied().unwrap_or(0);
                 if flags != 0 || weight != 0 {
                     self.set_watch(abi, number, Watch { weight, flags })?;
