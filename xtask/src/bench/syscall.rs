@@ -351,18 +351,18 @@ fn by_getppid(programs: &mut Programs, quick: bool, report: &mut Report) -> Resu
 
 /// A copy of single bytes, a read and a write each: seconds of processor time.
 fn dd(blocks: u32) -> Result<f64> {
-    let before = children_time()?;
+    let before = processor_time(UsageWho::RUSAGE_CHILDREN)?;
     let output = Command::new("dd")
         .args(["if=/dev/zero", "of=/dev/null", "bs=1", &format!("count={blocks}")])
         .output()
         .context("dd is missing (coreutils)")?;
     ensure!(output.status.success(), "dd failed");
-    Ok(children_time()? - before)
+    Ok(processor_time(UsageWho::RUSAGE_CHILDREN)? - before)
 }
 
-/// Processor time in seconds of processes that have ended.
-fn children_time() -> Result<f64> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+/// Processor time in seconds of this process, or of children that have ended.
+pub(super) fn processor_time(who: UsageWho) -> Result<f64> {
+    let usage = getrusage(who)?;
     let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
     Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }

@@ -16,11 +16,10 @@ use hyper::{
     Response, StatusCode, body::Bytes, header::CONTENT_TYPE, server::conn::http1, service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use nix::sys::{
-    resource::{UsageWho, getrusage},
-    time::TimeVal,
-};
+use nix::sys::resource::UsageWho;
 use tokio::sync::oneshot;
+
+use super::syscall::processor_time;
 
 /// Bytes of the file that is served.
 const FILE_BYTES: usize = 4096;
@@ -78,7 +77,7 @@ impl WebServer {
         let mut answers = BufReader::new(stream.try_clone()?);
         let mut body = vec![0; FILE_BYTES];
         let mut line = String::new();
-        let before = own_time()?;
+        let before = processor_time(UsageWho::RUSAGE_SELF)?;
         for _ in 0..count {
             stream.write_all(b"GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
             line.clear();
@@ -105,7 +104,7 @@ impl WebServer {
             );
             answers.read_exact(&mut body)?;
         }
-        Ok(own_time()? - before)
+        Ok(processor_time(UsageWho::RUSAGE_SELF)? - before)
     }
 }
 
@@ -153,11 +152,4 @@ fn page(file: &std::path::Path) -> Response<Full<Bytes>> {
             .body(Full::from(error.to_string())),
     };
     answer.unwrap_or_default()
-}
-
-/// Processor time in seconds of this process.
-fn own_time() -> Result<f64> {
-    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
-    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
-    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }
