@@ -222,7 +222,7 @@ settings! {
     /// Latency histograms (of a cgroup, ABI and call) in latency mode, 344 bytes each; as many errors (of a cgroup, ABI,
     /// call and errno) are told apart.
     syscall_latencies: u32 = 16384, between(256u32, 1048576u32);
-    /// Calls whose errors and times latency mode measures, separated by commas; all unless given. The others are only
+    /// Calls whose errors and times latency mode measures, separated by commas; none named: all. The others are only
     /// counted, and cost little more than in mode counts.
     syscall_measured: SyscallNames = SyscallNames::none(), any;
     /// Bytes of the ring buffer for calls that are told one by one. A full ring costs liveness, never counts.
