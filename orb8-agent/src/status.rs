@@ -81,6 +81,7 @@ pub(crate) fn agent_status(core: &Core) -> v1::AgentStatus {
         history_from: history_from.map(timestamp),
         settings: core.settings.clone(),
         kubernetes: Some(core.membership.status()),
+        transport: String::new(),
     }
 }
 

@@ -143,7 +143,10 @@ fn counts(rows: &[SyscallRow]) -> BTreeMap<(i32, &str), u64> {
 
 fn set_mode(agent: &Agent<'_>, mode: i32) -> Result<v1::SetSyscallModeResponse, tonic::Status> {
     agent.ask(|mut client| async move {
-        let request = v1::SetSyscallModeRequest { mode };
+        let request = v1::SetSyscallModeRequest {
+            mode,
+            ..v1::SetSyscallModeRequest::default()
+        };
         Ok(client.set_syscall_mode(request).await?.into_inner())
     })
 }

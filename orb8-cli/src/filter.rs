@@ -206,6 +206,7 @@ pub(crate) fn pods_request(args: &PodsArgs, scope: &Scope) -> ListPodsRequest {
         namespaces: scope.namespaces.clone(),
         pods: separated(&args.pod),
         workloads: args.workload.clone(),
+        ..ListPodsRequest::default()
     }
 }
 
@@ -261,6 +262,7 @@ pub(crate) fn flow_query(
         until,
         limit,
         sort: flow_sort(sort).into(),
+        ..FlowQuery::default()
     })
 }
 
@@ -342,6 +344,7 @@ mod tests {
                 }),
                 limit: 7,
                 sort: 4,
+                ..FlowQuery::default()
             }
         );
     }

@@ -216,6 +216,7 @@ fn pods_are_asked_with_these_conditions_and_gaps_are_an_exit_code() {
             namespaces: vec!["payments".into(), "shop".into()],
             pods: vec!["app=web,tier!=db".into(), "a".into(), "b".into()],
             workloads: vec!["Deployment/x".into()],
+            ..ListPodsRequest::default()
         }
     );
     assert_eq!(run(&two, "pods --strict").0, Some(3));

@@ -11,76 +11,8 @@ use std::{cmp::Reverse, collections::HashMap, net::IpAddr};
 
 use prost_types::Timestamp;
 
-use crate::v1::{
-    Attribution, Direction, Endpoint, EndpointKind, Flow, Reporter, Service, observation_point::Point,
-};
-
-/// What was counted at one end, or on the way.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Counts {
-    /// Node whose agent counted. Of several, the first by name.
-    pub node: String,
-    /// Wire segments.
-    pub packets: u64,
-    /// Layer 3.
-    pub bytes: u64,
-    /// Layer 2.
-    pub wire_bytes: u64,
-    /// Reports that were added up.
-    pub reports: u32,
-    /// Of the first packet.
-    pub first: Option<Timestamp>,
-    /// Of the last packet.
-    pub last: Option<Timestamp>,
-}
-
-/// One direction of a flow, with what both of its ends know of it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Edge {
-    /// Who sent: as the source's own report names it, completed by the destination's.
-    pub src: Option<Endpoint>,
-    /// Who received: as the destination's own report names it, completed by the source's.
-    pub dst: Option<Endpoint>,
-    /// As in [`Flow`].
-    pub ip_version: u32,
-    /// IP protocol number.
-    pub protocol: u32,
-    /// Of what is not IP.
-    pub ethertype: u32,
-    /// As in [`Flow`].
-    pub icmp_type: Option<u32>,
-    /// As in [`Flow`].
-    pub icmp_code: Option<u32>,
-    /// The Service that the connection was made to: the source's word first.
-    pub service: Option<Service>,
-    /// What the source's reports counted; `None`: the source did not report.
-    pub sent: Option<Counts>,
-    /// What the destination's reports counted; `None`: the destination did not report.
-    pub received: Option<Counts>,
-    /// The same packets again, counted at further points (an uplink that they passed): not part of the
-    /// difference.
-    pub elsewhere: Option<Counts>,
-    /// Bitwise OR over all reports.
-    pub tcp_flags: u32,
-    /// Smoothed round trip, microseconds, of the source's latest report that knows one.
-    pub rtt_us: Option<u32>,
-    /// Segments that the source sent again.
-    pub retransmits: Option<u64>,
-    /// connect() to established, microseconds, as the source saw it.
-    pub connect_us: Option<u32>,
-    /// Connects of the source that failed.
-    pub failed_connects: u32,
-    /// Of the first packet at any end.
-    pub first: Option<Timestamp>,
-    /// Of the last packet at any end.
-    pub last: Option<Timestamp>,
-    /// A fragment whose first fragment was not seen: no ports.
-    pub fragment: bool,
-    /// A header was cut short or contradicts itself.
-    pub malformed: bool,
-    /// Not one flow: packets at one point whose flows had no room.
-    pub remainder: bool,
-}
+use crate::v1::{Attribution, Direction, Endpoint, EndpointKind, Flow, Reporter, observation_point::Point};
+pub use crate::v1::{Edge, EdgeCounts as Counts};
 
 impl Edge {
     /// Packets sent and not received: negative if more were received than sent, `None` with one report only.
@@ -451,7 +383,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::v1::ObservationPoint;
+    use crate::v1::{ObservationPoint, Service};
 
     fn end(ip: &str, port: u32, uid: &str) -> Option<Endpoint> {
         Some(Endpoint {

@@ -72,6 +72,10 @@ impl OrbitService for Orbit {
     type QueryFlowsStream = Responses<QueryFlowsResponse>;
     type QuerySyscallsStream = Responses<v1::QuerySyscallsResponse>;
     type StreamEventsStream = Responses<StreamEventsResponse>;
+    type QueryEdgesStream = Responses<v1::QueryEdgesResponse>;
+    type ListNodesStream = Responses<v1::NodeInfo>;
+    type QueryStatusStream = Responses<v1::NodeStatus>;
+    type QueryPodsStream = Responses<v1::NodePods>;
 
     async fn query_flows(
         &self,
@@ -208,6 +212,7 @@ impl OrbitService for Orbit {
             node: self.core.node.clone(),
             before: mode_message(before).into(),
             mode: mode_message(mode).into(),
+            ..v1::SetSyscallModeResponse::default()
         }))
     }
 
@@ -227,6 +232,7 @@ impl OrbitService for Orbit {
             namespaces,
             pods,
             workloads,
+            ..
         } = request.into_inner();
         let mut filter = v1::FlowFilter {
             namespaces,
@@ -245,6 +251,34 @@ impl OrbitService for Orbit {
             .map_err(|error| Status::internal(format!("the pods could not be listed: {error}")))
     }
 
+    async fn query_edges(
+        &self,
+        _request: Request<FlowQuery>,
+    ) -> Result<Response<Self::QueryEdgesStream>, Status> {
+        Err(Status::unimplemented("an agent does not join edges"))
+    }
+
+    async fn list_nodes(
+        &self,
+        _request: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<Self::ListNodesStream>, Status> {
+        Err(Status::unimplemented("an agent does not list nodes"))
+    }
+
+    async fn query_status(
+        &self,
+        _request: Request<v1::QueryStatusRequest>,
+    ) -> Result<Response<Self::QueryStatusStream>, Status> {
+        Err(Status::unimplemented("an agent does not know of others"))
+    }
+
+    async fn query_pods(
+        &self,
+        _request: Request<v1::ListPodsRequest>,
+    ) -> Result<Response<Self::QueryPodsStream>, Status> {
+        Err(Status::unimplemented("an agent does not know of others"))
+    }
+
     async fn stream_events(
         &self,
         request: Request<StreamEventsRequest>,
@@ -253,6 +287,7 @@ impl OrbitService for Orbit {
             mut network,
             mut syscall,
             syscall_sampling,
+            ..
         } = request.into_inner();
         let invalid = |error: &dyn std::fmt::Display| Status::invalid_argument(error.to_string());
         // Who names neither gets both.
@@ -376,6 +411,7 @@ async fn forward(
                     ring: now.0.saturating_sub(told.0),
                     sampled: now.1.saturating_sub(told.1),
                     stream: missed,
+                    ..v1::EventLoss::default()
                 };
                 (told, missed) = (now, 0);
                 stream_events_response::Event::Loss(loss)

@@ -255,6 +255,7 @@ impl History {
                 matched_bytes: matched.bytes,
                 ledger: self.ledger(),
                 notes,
+                nodes: Vec::new(),
             },
         })
     }

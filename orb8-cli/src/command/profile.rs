@@ -53,6 +53,7 @@ pub(super) async fn run(fleet: &Fleet, args: &SeccompArgs, stop: &Stop) -> anyho
         namespaces: scope.namespaces.clone(),
         pods: query_pods(args, &scope),
         workloads: args.caller.workload.clone(),
+        ..ListPodsRequest::default()
     };
     let pods = known_pods(fleet, &pods).await;
     let Some(profile) = watch.seen.profile(args.log) else {

@@ -212,6 +212,7 @@ pub(crate) fn query(
         sort: sort.into(),
         limit,
         kind: kind.into(),
+        ..SyscallQuery::default()
     })
 }
 
@@ -256,6 +257,7 @@ pub(crate) fn events(args: &TraceSyscallsArgs, scope: &Scope) -> StreamEventsReq
         network: None,
         syscall: Some(filter(&args.filter, scope)),
         syscall_sampling: sampling,
+        ..StreamEventsRequest::default()
     }
 }
 
@@ -350,6 +352,7 @@ mod tests {
                 sort: 3,
                 limit: 7,
                 kind: 0,
+                ..SyscallQuery::default()
             }
         );
     }

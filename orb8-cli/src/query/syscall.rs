@@ -441,7 +441,10 @@ pub(crate) async fn set_mode(
     let (came, missing) = fleet
         .gather(|mut client| async move {
             client
-                .set_syscall_mode(SetSyscallModeRequest { mode: mode.into() })
+                .set_syscall_mode(SetSyscallModeRequest {
+                    mode: mode.into(),
+                    ..SetSyscallModeRequest::default()
+                })
                 .await
         })
         .await?;

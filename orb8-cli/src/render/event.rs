@@ -127,6 +127,7 @@ mod tests {
             ring: 1,
             stream: 0,
             sampled: 3,
+            ..EventLoss::default()
         })
         .unwrap();
         assert!(text.contains("1 did not fit") && text.contains("3 new flows") && !text.contains("faster"));

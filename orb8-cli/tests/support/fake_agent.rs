@@ -621,6 +621,11 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl OrbitService for FakeAgent {
+    type QueryEdgesStream =
+        Pin<Box<dyn Stream<Item = Result<orb8_proto::v1::QueryEdgesResponse, Status>> + Send>>;
+    type ListNodesStream = Pin<Box<dyn Stream<Item = Result<orb8_proto::v1::NodeInfo, Status>> + Send>>;
+    type QueryStatusStream = Pin<Box<dyn Stream<Item = Result<orb8_proto::v1::NodeStatus, Status>> + Send>>;
+    type QueryPodsStream = Pin<Box<dyn Stream<Item = Result<orb8_proto::v1::NodePods, Status>> + Send>>;
     type QueryFlowsStream = Answers<QueryFlowsResponse>;
     type StreamEventsStream = Answers<StreamEventsResponse>;
     type QuerySyscallsStream = Answers<QuerySyscallsResponse>;
@@ -677,6 +682,7 @@ impl OrbitService for FakeAgent {
             node: node(self.story).into(),
             before: fake_calls::mode(self.story).into(),
             mode: mode.into(),
+            ..SetSyscallModeResponse::default()
         }))
     }
 
@@ -724,6 +730,7 @@ impl OrbitService for FakeAgent {
             } else {
                 Vec::new()
             },
+            nodes: Vec::new(),
         };
         if query.limit > 0 {
             flows.truncate(query.limit as usize);
@@ -765,6 +772,7 @@ impl OrbitService for FakeAgent {
         Ok(Response::new(AgentStatus {
             version: "0.1.0".into(),
             node: node(self.story).into(),
+            transport: String::new(),
             kubernetes: kubernetes(self.story),
             started: at(START - 3700, 0),
             uptime: Some(prost_types::Duration {
@@ -829,6 +837,34 @@ impl OrbitService for FakeAgent {
         }))
     }
 
+    async fn query_edges(
+        &self,
+        _request: Request<FlowQuery>,
+    ) -> Result<Response<Self::QueryEdgesStream>, Status> {
+        Err(Status::unimplemented("an agent does not join edges"))
+    }
+
+    async fn list_nodes(
+        &self,
+        _request: Request<orb8_proto::v1::ListNodesRequest>,
+    ) -> Result<Response<Self::ListNodesStream>, Status> {
+        Err(Status::unimplemented("an agent does not list nodes"))
+    }
+
+    async fn query_status(
+        &self,
+        _request: Request<orb8_proto::v1::QueryStatusRequest>,
+    ) -> Result<Response<Self::QueryStatusStream>, Status> {
+        Err(Status::unimplemented("an agent does not know of others"))
+    }
+
+    async fn query_pods(
+        &self,
+        _request: Request<orb8_proto::v1::ListPodsRequest>,
+    ) -> Result<Response<Self::QueryPodsStream>, Status> {
+        Err(Status::unimplemented("an agent does not know of others"))
+    }
+
     async fn stream_events(
         &self,
         request: Request<StreamEventsRequest>,
@@ -868,6 +904,7 @@ impl OrbitService for FakeAgent {
                     ring: 3,
                     stream: 0,
                     sampled: 21,
+                    ..EventLoss::default()
                 }),
             );
         }

@@ -396,6 +396,7 @@ pub fn summary(story: Story, query: &SyscallQuery, rows: &[SyscallRow], to: i64)
     let lost = if story == Story::Lossy { 77 } else { 0 };
     SyscallSummary {
         node: node(story).into(),
+        nodes: Vec::new(),
         from: query.since.or_else(|| at(to - 5, 0)),
         to: at(to, 0),
         mode: mode(story).into(),
@@ -504,6 +505,7 @@ pub fn events(story: Story) -> Vec<Event> {
                 ring: 3,
                 stream: 0,
                 sampled: 0,
+                ..EventLoss::default()
             }),
         );
     }

@@ -1,0 +1,3 @@
+//! The `orb8-server` program.
+
+fn main() {}
