@@ -4,8 +4,19 @@
 //! [`Member`]s: one file each for flows, edges, system calls, events, pods and states says how their answers are joined.
 //! Whoever does not answer is named in the answer, with the reason.
 
+mod ask;
+mod edges;
+mod events;
+mod flows;
 mod hub;
+mod ledger;
 mod member;
+mod mode;
+mod nodes;
+mod pods;
+mod status;
+mod syscalls;
+mod times;
 
-pub use hub::{Hub, Limits, PodNodes, Wanted};
+pub use hub::{Hub, HubCounts, Limits, OwnStatus, PodNodes, Wanted};
 pub use member::{Clock, Member, Members, Reach, Trouble, innermost};

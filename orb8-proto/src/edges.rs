@@ -11,7 +11,9 @@ use std::{cmp::Reverse, collections::HashMap, net::IpAddr};
 
 use prost_types::Timestamp;
 
-use crate::v1::{Attribution, Direction, Endpoint, EndpointKind, Flow, Reporter, observation_point::Point};
+use crate::v1::{
+    Attribution, Direction, Endpoint, EndpointKind, Flow, FlowSort, Reporter, observation_point::Point,
+};
 pub use crate::v1::{Edge, EdgeCounts as Counts};
 
 impl Edge {
@@ -76,6 +78,19 @@ pub fn join(flows: impl IntoIterator<Item = Flow>) -> Vec<Edge> {
     }
     edges.sort_by_key(|(index, _)| *index);
     edges.into_iter().map(|(_, edge)| edge).collect()
+}
+
+/// Sorts as flows are sorted; equal ones stay in their order.
+pub fn sort(edges: &mut [Edge], sort: FlowSort) {
+    let time = |time: Option<Timestamp>| time.map(|time| (time.seconds, time.nanos));
+    match sort {
+        FlowSort::Bytes => edges.sort_by_key(|edge| Reverse(edge.counts().map(|counts| counts.bytes))),
+        FlowSort::Packets => edges.sort_by_key(|edge| Reverse(edge.counts().map(|counts| counts.packets))),
+        FlowSort::Last => edges.sort_by_key(|edge| Reverse(time(edge.last))),
+        FlowSort::First => edges.sort_by_key(|edge| (edge.first.is_none(), time(edge.first))),
+        FlowSort::Rtt => edges.sort_by_key(|edge| Reverse(edge.rtt_us)),
+        FlowSort::Retransmits => edges.sort_by_key(|edge| Reverse(edge.retransmits)),
+    }
 }
 
 /// What reports of one edge have in common.

@@ -1,0 +1,70 @@
+//! Edges: both reports of a flow, perhaps of two nodes, as one.
+
+use orb8_proto::{
+    edges,
+    v1::{EdgeBatch, EdgeSummary, FlowQuery, QueryEdgesResponse, query_edges_response::Part},
+};
+use tonic::Status;
+
+use crate::{
+    flows::Merged,
+    hub::{Hub, Responses},
+    times::earliest,
+};
+
+/// Edges of one message of the answer.
+const BATCH: usize = 256;
+
+impl Hub {
+    /// Edges of all members. All flows are held to be joined: bounded by [`Limits::max_rows`](crate::Limits::max_rows).
+    pub(crate) async fn edges(&self, query: FlowQuery) -> Result<Responses<QueryEdgesResponse>, Status> {
+        let permit = self.query_permit()?;
+        let sort = query.sort();
+        let limit = query.limit as usize;
+        let all = FlowQuery { limit: 0, ..query };
+        let mut merged = Merged::open(self, &all).await?;
+        let max = self.limits.max_rows;
+        Ok(self.deliver(permit, async move |sender| {
+            let mut flows = Vec::new();
+            while let Some(more) = merged.next().await {
+                flows.extend(more);
+                if flows.len() > max {
+                    return sender
+                        .fail(Status::resource_exhausted(format!(
+                            "more than {max} flows are too many to join: ask for less, by a namespace, a pod or a \
+                             shorter span of time"
+                        )))
+                        .await;
+                }
+            }
+            let flows_summary = merged.end();
+            let settled = earliest(flows_summary.nodes.iter().map(|node| node.to));
+            let mut joined = tokio::task::spawn_blocking(move || {
+                let mut joined = edges::join(flows);
+                edges::sort(&mut joined, sort);
+                joined
+            })
+            .await
+            .unwrap_or_default();
+            let found = joined.len() as u64;
+            if limit > 0 {
+                joined.truncate(limit);
+            }
+            let mut rest = joined.into_iter();
+            loop {
+                let edges: Vec<_> = rest.by_ref().take(BATCH).collect();
+                if edges.is_empty() {
+                    break;
+                }
+                let batch = Part::Batch(EdgeBatch { edges });
+                sender.send(QueryEdgesResponse { part: Some(batch) }).await?;
+            }
+            let summary = Part::Summary(EdgeSummary {
+                edges: found,
+                flows: Some(flows_summary),
+                settled,
+            });
+            sender.send(QueryEdgesResponse { part: Some(summary) }).await
+        }))
+    }
+}

@@ -1,0 +1,96 @@
+//! The state of each member's agent.
+
+use futures::StreamExt as _;
+use orb8_proto::v1::{AgentStatus, GetAgentStatusRequest, NodeAnswer, NodeStatus};
+use tonic::Status;
+
+use crate::{
+    ask::Selection,
+    hub::{Hub, Responses},
+};
+
+impl Hub {
+    /// Each member's state, by name, as they come.
+    pub(crate) fn query_status(&self, nodes: &[String]) -> Result<Responses<NodeStatus>, Status> {
+        let permit = self.query_permit()?;
+        let Selection { asked, others } = self.select(nodes, None)?;
+        let mut order: Vec<Result<crate::ask::Asked, NodeAnswer>> = asked
+            .into_iter()
+            .map(Ok)
+            .chain(others.into_iter().map(Err))
+            .collect();
+        order.sort_by(|a, b| {
+            let name = |part: &Result<crate::ask::Asked, NodeAnswer>| match part {
+                Ok(asked) => asked.member.name.clone(),
+                Err(answer) => answer.name.clone(),
+            };
+            name(a).cmp(&name(b))
+        });
+        let (counts, concurrency) = (self.counts.clone(), self.limits.concurrency);
+        Ok(self.deliver(permit, async move |sender| {
+            let mut parts = futures::stream::iter(order)
+                .map(|part| {
+                    let counts = counts.clone();
+                    async move {
+                        let asked = match part {
+                            Ok(asked) => asked,
+                            Err(answer) => {
+                                return NodeStatus {
+                                    answer: Some(answer),
+                                    status: None,
+                                };
+                            }
+                        };
+                        let status = asked
+                            .try_within(async |mut client| {
+                                client.get_agent_status(GetAgentStatusRequest {}).await
+                            })
+                            .await;
+                        match status {
+                            Ok(status) => NodeStatus {
+                                answer: Some(asked.answered()),
+                                status: Some(status.into_inner()),
+                            },
+                            Err(error) => {
+                                counts.failed(&error);
+                                NodeStatus {
+                                    answer: Some(asked.failed(&error, 0)),
+                                    status: None,
+                                }
+                            }
+                        }
+                    }
+                })
+                .buffered(concurrency);
+            while let Some(part) = parts.next().await {
+                sender.send(part).await?;
+            }
+            Ok(())
+        }))
+    }
+
+    /// The state of who answers: the hub's own, else that of its only member.
+    pub(crate) async fn own_status(&self) -> Result<AgentStatus, Status> {
+        if let Some(own) = &self.own {
+            return Ok(own.status());
+        }
+        let Selection { asked, others } = self.select(&[], None)?;
+        match (asked.as_slice(), others.as_slice()) {
+            ([asked], []) => {
+                let answer = asked
+                    .try_within(async |mut client| client.get_agent_status(GetAgentStatusRequest {}).await)
+                    .await;
+                match answer {
+                    Ok(answer) => Ok(answer.into_inner()),
+                    Err(status) => {
+                        let failed = asked.failed(&status, 0);
+                        Err(crate::ask::nobody(&[failed], None).unwrap_or(status))
+                    }
+                }
+            }
+            _ => Err(Status::failed_precondition(
+                "these are several agents: ask for their states by QueryStatus",
+            )),
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! System calls of many nodes.
+//!
+//! Rows of two nodes are summed only where the grouping sums over nodes: a pod, a container and a unit are of one node.
+//! Then each member is asked for all of its rows, so that the sums, and which of them are the greatest, are exact. Verdicts
+//! about changes rest on a node's own history, so that their rows stay apart too.
+
+use std::{
+    cmp::{Ordering, Reverse},
+    collections::BTreeMap,
+};
+
+use futures::StreamExt as _;
+use orb8_proto::v1::{
+    Endpoint, LatencyBucket, NodeAnswer, QuerySyscallsResponse, SyscallBatch, SyscallGroup, SyscallKind,
+    SyscallMode, SyscallQuery, SyscallRow, SyscallSort, SyscallSummary, SyscallWait,
+    query_syscalls_response::Part,
+};
+use prost_types::Timestamp;
+use tonic::{Code, Status};
+
+use crate::{
+    ask::{Asked, Selection, nobody},
+    hub::{Hub, Responses, Wanted},
+    ledger::trimmed,
+    times::{earlier_by, earliest, latest, shift, shift_row},
+};
+
+/// Rows of one message of the answer.
+const BATCH: usize = 512;
+/// A bound that is longer than all others, for the order; the protocol says 0.
+const UNBOUNDED: u64 = u64::MAX;
+
+/// One member's part.
+#[derive(Debug)]
+struct PartOf {
+    asked: Asked,
+    rows: Vec<SyscallRow>,
+    given: u64,
+    summary: Option<SyscallSummary>,
+    error: Option<Status>,
+}
+
+/// All that one member says, at most `max` rows.
+async fn take(asked: Asked, query: SyscallQuery, max: usize) -> PartOf {
+    let mut part = PartOf {
+        asked,
+        rows: Vec::new(),
+        given: 0,
+        summary: None,
+        error: None,
+    };
+    let opened = part
+        .asked
+        .try_within(|mut client| {
+            let query = query.clone();
+            async move {
+                let mut stream = client.query_syscalls(query).await?.into_inner();
+                let first = stream.message().await?;
+                Ok((stream, first))
+            }
+        })
+        .await;
+    let (mut stream, mut message) = match opened {
+        Ok(opened) => opened,
+        Err(status) => {
+            part.error = Some(status);
+            return part;
+        }
+    };
+    let correction = part.asked.member.clock.correction_ns();
+    while let Some(QuerySyscallsResponse { part: some }) = message.take() {
+        match some {
+            Some(Part::Batch(batch)) if part.rows.len() + batch.rows.len() > max => {
+                part.error = Some(too_many(max));
+                return part;
+            }
+            Some(Part::Batch(batch)) => {
+                part.given += batch.rows.len() as u64;
+                part.rows.extend(batch.rows.into_iter().map(|mut row| {
+                    shift_row(&mut row, correction);
+                    row
+                }));
+            }
+            Some(Part::Summary(summary)) => part.summary = Some(summary),
+            None => {}
+        }
+        match part.asked.within(stream.message()).await {
+            Ok(next) => message = next,
+            Err(status) => {
+                part.error = Some(status);
+                return part;
+            }
+        }
+    }
+    part
+}
+
+fn too_many(max: usize) -> Status {
+    Status::resource_exhausted(format!(
+        "more than {max} rows: ask for fewer, by a limit, a filter or other groups"
+    ))
+}
+
+impl PartOf {
+    fn answer(&self) -> NodeAnswer {
+        let mut answer = match &self.error {
+            Some(status) => self.asked.failed(status, self.given),
+            None => NodeAnswer {
+                items: self.given,
+                ..self.asked.answered()
+            },
+        };
+        if self.error.is_some() && self.given > 0 {
+            answer.reason = format!(
+                "its answer broke off after {} rows: {}",
+                self.given, answer.reason
+            );
+        }
+        let Some(summary) = &self.summary else {
+            if self.error.is_none() {
+                answer
+                    .notes
+                    .push("its answer ended without a summary: it may be partial".to_owned());
+            }
+            return answer;
+        };
+        let correction = self.asked.member.clock.correction_ns();
+        answer.from = summary.from.map(|time| earlier_by(time, correction));
+        answer.to = summary.to.map(|time| earlier_by(time, correction));
+        answer.cursor = summary.to;
+        answer.syscall_mode = summary.mode;
+        answer.measured = summary.measured;
+        (answer.ledger, answer.notes) = trimmed(&summary.ledger, &summary.notes);
+        answer
+    }
+}
+
+impl Hub {
+    /// System calls of all members. The answer is held: bounded by [`Limits::max_rows`](crate::Limits::max_rows).
+    pub(crate) async fn syscalls(
+        &self,
+        query: SyscallQuery,
+    ) -> Result<Responses<QuerySyscallsResponse>, Status> {
+        let permit = self.query_permit()?;
+        let filter = query.filter.clone().unwrap_or_default();
+        let route = self.nodes_of(&Wanted {
+            namespaces: filter.namespaces,
+            pods: filter.pods,
+            workloads: filter.workloads,
+            since: query.since,
+        });
+        let Selection { asked, others } = self.select(&query.nodes, route.as_ref())?;
+        let single = asked.len() == 1;
+        let sums = !single && sums_over_nodes(&query);
+        let max = self.limits.max_rows;
+        let own = |asked: &Asked| {
+            let correction = asked.member.clock.correction_ns();
+            let to_theirs = |time: Timestamp| earlier_by(time, correction.saturating_neg());
+            let cursor = query
+                .cursors
+                .iter()
+                .find(|cursor| cursor.name == asked.member.name);
+            SyscallQuery {
+                since: match cursor {
+                    Some(cursor) => cursor.time,
+                    None => query.since.map(to_theirs),
+                },
+                until: query.until.map(to_theirs),
+                // The first of each are the first of all only where no row is a sum over nodes.
+                limit: if sums { 0 } else { query.limit },
+                nodes: Vec::new(),
+                cursors: Vec::new(),
+                ..query.clone()
+            }
+        };
+        let mut parts = futures::stream::iter(asked)
+            .map(|asked| {
+                let query = own(&asked);
+                take(asked, query, max)
+            })
+            .buffered(self.limits.concurrency);
+        let mut rows = Rows::new(sums, max);
+        let mut all = SyscallSummary {
+            nodes: others,
+            ..SyscallSummary::default()
+        };
+        let mut refused = None;
+        let mut summaries = Vec::new();
+        while let Some(mut part) = parts.next().await {
+            all.nodes.push(part.answer());
+            if let Some(status) = &part.error {
+                self.counts.failed(status);
+                if status.code() == Code::InvalidArgument {
+                    refused = Some(status.clone());
+                }
+            }
+            let node = part.summary.as_ref().map(|summary| summary.node.clone());
+            if let (false, Some(node)) = (single || sums, node) {
+                part.rows
+                    .iter_mut()
+                    .filter(|row| row.node.is_empty())
+                    .for_each(|row| row.node.clone_from(&node));
+            }
+            if !rows.add(part.rows) {
+                return Err(too_many(max));
+            }
+            if let Some(mut summary) = part.summary {
+                let correction = part.asked.member.clock.correction_ns();
+                shift(&mut summary.from, correction);
+                shift(&mut summary.to, correction);
+                summaries.push(summary);
+            }
+        }
+        if let Some(error) = nobody(&all.nodes, refused.as_ref()) {
+            return Err(error);
+        }
+        all.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        join(&mut all, summaries);
+        let (rows, groups) = rows.sorted(query.sort(), query.limit as usize);
+        if sums {
+            all.matched_rows = groups;
+        }
+        Ok(self.deliver(permit, async move |sender| {
+            let mut rest = rows.into_iter();
+            loop {
+                let rows: Vec<SyscallRow> = rest.by_ref().take(BATCH).collect();
+                if rows.is_empty() {
+                    break;
+                }
+                let batch = Part::Batch(SyscallBatch { rows });
+                sender.send(QuerySyscallsResponse { part: Some(batch) }).await?;
+            }
+            let summary = Part::Summary(all);
+            sender.send(QuerySyscallsResponse { part: Some(summary) }).await
+        }))
+    }
+}
+
+/// Whether a row may be a sum over nodes.
+fn sums_over_nodes(query: &SyscallQuery) -> bool {
+    let of_one_node = |group: SyscallGroup| {
+        matches!(
+            group,
+            SyscallGroup::Pod | SyscallGroup::Container | SyscallGroup::Node
+        )
+    };
+    query.kind() == SyscallKind::All && !query.by.is_empty() && !query.by().any(of_one_node)
+}
+
+/// The members' rows, joined as they come.
+#[derive(Debug)]
+enum Rows {
+    Apart {
+        rows: Vec<SyscallRow>,
+        max: usize,
+    },
+    Summed {
+        sums: BTreeMap<Key, SyscallRow>,
+        max: usize,
+    },
+}
+
+impl Rows {
+    const fn new(summed: bool, max: usize) -> Self {
+        if summed {
+            Self::Summed {
+                sums: BTreeMap::new(),
+                max,
+            }
+        } else {
+            Self::Apart {
+                rows: Vec::new(),
+                max,
+            }
+        }
+    }
+
+    /// Whether there was room.
+    fn add(&mut self, more: Vec<SyscallRow>) -> bool {
+        match self {
+            Self::Apart { rows, max } => {
+                rows.extend(more);
+                rows.len() <= *max
+            }
+            Self::Summed { sums, max } => {
+                for mut row in more {
+                    row.node.clear();
+                    match sums.entry(Key::of(&row)) {
+                        std::collections::btree_map::Entry::Vacant(entry) => {
+                            entry.insert(row);
+                        }
+                        std::collections::btree_map::Entry::Occupied(mut entry) => add(entry.get_mut(), row),
+                    }
+                }
+                sums.len() <= *max
+            }
+        }
+    }
+
+    /// Sorted, no more than `limit` unless that is 0; and how many there are before the limit.
+    fn sorted(self, sort: SyscallSort, limit: usize) -> (Vec<SyscallRow>, u64) {
+        let mut rows: Vec<SyscallRow> = match self {
+            Self::Apart { rows, .. } => rows,
+            Self::Summed { sums, .. } => sums.into_values().collect(),
+        };
+        let all = rows.len() as u64;
+        rows.sort_by(|a, b| order(sort, a, b));
+        if limit > 0 {
+            rows.truncate(limit);
+        }
+        (rows, all)
+    }
+}
+
+/// What tells rows apart that may be sums over nodes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key([String; 10], i32, i64);
+
+impl Key {
+    fn of(row: &SyscallRow) -> Self {
+        Self(names(row).map(str::to_owned), row.abi, row.number)
+    }
+}
+
+/// Adds `other` to the row of the same key.
+fn add(row: &mut SyscallRow, other: SyscallRow) {
+    row.count = row.count.saturating_add(other.count);
+    row.returned = row.returned.saturating_add(other.returned);
+    row.failed = row.failed.saturating_add(other.failed);
+    for (name, count) in other.errors {
+        let sum = row.errors.entry(name).or_default();
+        *sum = sum.saturating_add(count);
+    }
+    row.total_ns = match (row.total_ns, other.total_ns) {
+        (Some(a), Some(b)) => Some(a.saturating_add(b)),
+        (a, b) => a.or(b),
+    };
+    let mut buckets: BTreeMap<(bool, u64), u64> = BTreeMap::new();
+    for LatencyBucket { below_ns, count } in row.buckets.drain(..).chain(other.buckets) {
+        let sum = buckets.entry((below_ns == 0, below_ns)).or_default();
+        *sum = sum.saturating_add(count);
+    }
+    row.buckets = buckets
+        .into_iter()
+        .map(|((_, below_ns), count)| LatencyBucket { below_ns, count })
+        .collect();
+    row.p50_ns = percentile(&row.buckets, 50);
+    row.p99_ns = percentile(&row.buckets, 99);
+    row.first = earliest([row.first, other.first]);
+    row.last = latest([row.last, other.last]);
+    for wait in other.waits {
+        match row.waits.iter_mut().find(|own| own.class == wait.class) {
+            Some(SyscallWait { total_ns, count, .. }) => {
+                *total_ns = total_ns.saturating_add(wait.total_ns);
+                *count = count.saturating_add(wait.count);
+            }
+            None => row.waits.push(wait),
+        }
+    }
+    // Two ways to the same name are told as none.
+    if let (Some(own), Some(others)) = (&mut row.owner, &other.owner)
+        && own.attribution != others.attribution
+    {
+        own.attribution = Endpoint::default().attribution;
+    }
+}
+
+/// Upper bound of the bucket that holds the percentile (nearest rank); none if there is no call.
+fn percentile(buckets: &[LatencyBucket], percent: u64) -> Option<u64> {
+    let all: u128 = buckets.iter().map(|bucket| u128::from(bucket.count)).sum();
+    let rank = (all * u128::from(percent)).div_ceil(100).max(1);
+    let mut below = 0;
+    let bucket = buckets.iter().find(|bucket| {
+        below += u128::from(bucket.count);
+        below >= rank
+    })?;
+    // In the protocol, a bound of 0 is none.
+    Some(bucket.below_ns)
+}
+
+/// What a row is called.
+fn names(row: &SyscallRow) -> [&str; 10] {
+    let owner =
+        |field: fn(&Endpoint) -> &String| row.owner.as_ref().map_or("", |owner| field(owner).as_str());
+    [
+        owner(|owner| &owner.namespace),
+        owner(|owner| &owner.pod),
+        owner(|owner| &owner.workload),
+        owner(|owner| &owner.unit),
+        owner(|owner| &owner.container),
+        owner(|owner| &owner.process),
+        owner(|owner| &owner.cgroup),
+        &row.syscall,
+        &row.category,
+        &row.node,
+    ]
+}
+
+/// Which row comes first, as the agents sort; then by name, so that the order of two answers is the same.
+fn order(sort: SyscallSort, a: &SyscallRow, b: &SyscallRow) -> Ordering {
+    let by = |row: &SyscallRow| match sort {
+        SyscallSort::Count => Some(row.count),
+        SyscallSort::Errors => Some(row.failed),
+        SyscallSort::Time => row.total_ns,
+        SyscallSort::P99 => row.p99_ns.map(|ns| if ns == 0 { UNBOUNDED } else { ns }),
+    };
+    Reverse(by(a))
+        .cmp(&Reverse(by(b)))
+        .then_with(|| b.count.cmp(&a.count))
+        .then_with(|| names(a).cmp(&names(b)))
+        .then_with(|| (a.abi, a.number).cmp(&(b.abi, b.number)))
+}
+
+/// Adds the members' summaries up. The ledgers stay apart: what was lost is told for each.
+fn join(all: &mut SyscallSummary, summaries: Vec<SyscallSummary>) {
+    let nodes = summaries.len();
+    let mut first = true;
+    for summary in summaries {
+        all.from = earliest([all.from, summary.from]);
+        all.to = latest([all.to, summary.to]);
+        if first {
+            all.node.clone_from(&summary.node);
+            (all.mode, all.measured) = (summary.mode, summary.measured);
+        } else {
+            all.node = format!("{nodes} nodes");
+            if all.mode != summary.mode {
+                all.set_mode(SyscallMode::Unspecified);
+            }
+            all.measured = match (all.measured, summary.measured) {
+                (Some(a), Some(b)) => Some(if seconds(&b) < seconds(&a) { b } else { a }),
+                _ => None,
+            };
+        }
+        first = false;
+        all.matched_rows = all.matched_rows.saturating_add(summary.matched_rows);
+        all.matched_calls = all.matched_calls.saturating_add(summary.matched_calls);
+        all.matched_errors = all.matched_errors.saturating_add(summary.matched_errors);
+    }
+}
+
+/// A duration in seconds.
+fn seconds(duration: &prost_types::Duration) -> f64 {
+    duration.seconds as f64 + f64::from(duration.nanos) / 1e9
+}
