@@ -1,1 +1,4 @@
 //! The server that joins agents.
+
+pub mod authority;
+pub mod certgen;
