@@ -2,3 +2,4 @@
 
 pub mod authority;
 pub mod certgen;
+pub mod guard;
