@@ -6,15 +6,13 @@
 pub use self::{
     cluster::{Cluster, ClusterLimits, Holder, Node, Resource, WatchState},
     pod::{Container, Pod},
-    selector::{LabelSelector, is_selector},
-    watch::{Configured, KubernetesError, KubernetesOptions, Source, configure, watch},
+    watch::{KubernetesOptions, watch},
 };
+pub use orb8_kubernetes::{Configured, KubernetesError, LabelSelector, Source, configure, is_selector};
 
 mod cluster;
 mod objects;
 mod pod;
-mod selector;
 mod services;
 mod spans;
 mod watch;
-mod workload;

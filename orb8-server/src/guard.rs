@@ -137,9 +137,9 @@ impl<S> std::fmt::Debug for Guard<S> {
 }
 
 impl<S> Guard<S> {
-    /// In front of `inner`: only operators are let in.
+    /// In front of `inner`: only operators are let in. What it counts is added to `counts`.
     #[must_use]
-    pub fn new(inner: S, limits: GuardLimits) -> Self {
+    pub fn new(inner: S, limits: GuardLimits, counts: Arc<GuardCounts>) -> Self {
         Self {
             inner,
             plain: false,
@@ -149,7 +149,7 @@ impl<S> Guard<S> {
             queries: Places::new(limits.queries),
             streams: Places::new(limits.streams),
             by_address: Places::new(REVIEWS),
-            counts: Arc::default(),
+            counts,
         }
     }
 
@@ -170,12 +170,6 @@ impl<S> Guard<S> {
     pub const fn open(mut self) -> Self {
         self.plain = true;
         self
-    }
-
-    /// What it has counted.
-    #[must_use]
-    pub fn counts(&self) -> Arc<GuardCounts> {
-        self.counts.clone()
     }
 
     fn refuse(&self, refusal: &Refusal) -> Status {

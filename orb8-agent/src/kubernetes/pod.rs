@@ -4,10 +4,9 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{
-    objects::{self, ContainerSpec, ContainerStatus, PodObject},
-    workload::workload,
-};
+use orb8_kubernetes::workload;
+
+use super::objects::{self, ContainerSpec, ContainerStatus, PodObject};
 
 /// Of a static pod's mirror: what the kubelet calls the pod by, and so its cgroups.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";

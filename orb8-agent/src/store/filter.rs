@@ -7,6 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 use orb8_common::network::{FlowKey, kind};
+use orb8_kubernetes::{means_pod, means_workload};
 use orb8_proto::v1;
 
 use super::{
@@ -113,7 +114,7 @@ impl Ends {
         let uid = owner.pod.as_ref().is_some_and(|pod| self.uids.contains(&pod.uid));
         any(&self.namespaces, &|wanted| wanted == namespace)
             && (uid
-                || !self.pods.is_empty() && any(&self.pods, &|wanted| is_pod(namespace, name, wanted))
+                || !self.pods.is_empty() && any(&self.pods, &|wanted| means_pod(namespace, name, wanted))
                 || self.pods.is_empty() && self.uids.is_empty())
             && any(&self.workloads, &|wanted| is_workload(owner, wanted))
             && any(&self.owners, &|wanted| is_called(owner, wanted))
@@ -156,7 +157,7 @@ impl Peer {
                     .named_pod()
                     .map(super::super::identity::owner::PodName::parts)
                     .unwrap_or_default();
-                is_pod(namespace, name, wanted)
+                means_pod(namespace, name, wanted)
                     || is_workload(owner, wanted)
                     || is_service(service, wanted)
                     || is_called(owner, wanted)
@@ -167,29 +168,10 @@ impl Peer {
     }
 }
 
-/// A pod goes by its name or the beginning of it, also with its namespace before it.
-fn is_pod(namespace: &str, name: &str, wanted: &str) -> bool {
-    match wanted.split_once('/') {
-        Some((of, pod)) => of == namespace && !name.is_empty() && name.starts_with(pod),
-        None => !name.is_empty() && name.starts_with(wanted),
-    }
-}
-
-/// A workload goes by `name`, `Kind/name`, `namespace/name` and `namespace/Kind/name`; the kind in any case.
 fn is_workload(owner: &Owner, wanted: &str) -> bool {
-    let Some(pod) = owner.named_pod() else {
-        return false;
-    };
-    let Some((kind, name)) = pod.workload.split_once('/') else {
-        return false;
-    };
-    let namespace = pod.parts().0;
-    match wanted.split('/').collect::<Vec<_>>()[..] {
-        [wanted] => wanted == name,
-        [of, wanted] => wanted == name && (of == namespace || of.eq_ignore_ascii_case(kind)),
-        [of, of_kind, wanted] => wanted == name && of == namespace && of_kind.eq_ignore_ascii_case(kind),
-        _ => false,
-    }
+    owner
+        .named_pod()
+        .is_some_and(|pod| means_workload(pod.parts().0, &pod.workload, wanted))
 }
 
 /// A Service goes by `name` and `namespace/name`.

@@ -8,6 +8,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
+use orb8_kubernetes::is_selector;
 use orb8_proto::v1::{Endpoint, EndpointKind, FlowFilter, Service, SyscallFilter};
 
 use super::{refusal::Refusal, sight::Sight, sight::is_namespace};
@@ -92,11 +93,6 @@ fn named(value: &str) -> Named<'_> {
     } else {
         Named::Namespace(first)
     }
-}
-
-/// As agents tell a label selector from a name.
-fn is_selector(text: &str) -> bool {
-    text.contains(['=', '!', '(', ',']) || text.contains(" in ") || text.contains(" notin ")
 }
 
 /// Refuses names of namespaces that may not be seen.

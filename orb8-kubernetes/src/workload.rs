@@ -2,8 +2,6 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::objects::labels;
-
 /// The label that a Deployment puts on its ReplicaSets and their pods.
 const TEMPLATE_HASH: &str = "pod-template-hash";
 
@@ -12,7 +10,8 @@ const TEMPLATE_HASH: &str = "pod-template-hash";
 /// A Deployment's pods belong to a ReplicaSet named `DEPLOYMENT-HASH`, whose hash is on the pod as a label; a CronJob's to
 /// a Job named `CRONJOB-MINUTES`, minutes since 1970 (kubernetes/pkg/controller: deployment/sync.go, cronjob/utils.go). So
 /// neither has to be watched.
-pub(crate) fn workload(metadata: &ObjectMeta) -> Option<String> {
+#[must_use]
+pub fn workload(metadata: &ObjectMeta) -> Option<String> {
     let owner = metadata
         .owner_references
         .iter()
@@ -22,8 +21,10 @@ pub(crate) fn workload(metadata: &ObjectMeta) -> Option<String> {
     let of = |kind: &str, name: &str| Some(format!("{kind}/{name}"));
     match kind {
         "ReplicaSet" => {
-            let deployment = labels(metadata)
-                .get(TEMPLATE_HASH)
+            let deployment = metadata
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get(TEMPLATE_HASH))
                 .and_then(|hash| name.strip_suffix(hash.as_str())?.strip_suffix('-'))
                 .filter(|name| !name.is_empty());
             match deployment {

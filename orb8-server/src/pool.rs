@@ -1,0 +1,519 @@
+//! A connection to each agent, and how it is.
+//!
+//! Each agent has a task that asks it regularly whether it lives ([`ListNodes`](ListNodesRequest)), which also tells what
+//! time it has. What the tasks find is published together, so that a thousand changes are not a thousand copies.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use orb8_fleet::{Clock, Member, Members, Reach, Trouble, innermost};
+use orb8_proto::v1::{
+    ListNodesRequest, ListPodsRequest, NodeInfo, NodeState, orbit_service_client::OrbitServiceClient,
+};
+use orb8_tls::{Connector, dial};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint, Uri},
+};
+use tracing::{debug, info};
+
+use crate::{
+    discovery::{Agents, Discovery, Found},
+    pods::PodMap,
+    wall_clock,
+};
+
+/// Changes are published no more often than this.
+const PUBLISH: Duration = Duration::from_millis(50);
+/// How long connecting takes at most.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// First contacts at the same time: a thousand handshakes at once would have all wait for the last.
+const FIRST_CONTACTS: usize = 64;
+/// An agent that is away is tried again after this, and after twice as long each time, up to the most.
+const BACK_OFF: Duration = Duration::from_millis(500);
+const BACK_OFF_MOST: Duration = Duration::from_secs(10);
+/// The clock is measured by the best of so many heartbeats.
+const SAMPLES: usize = 8;
+/// Largest message that is taken from an agent.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// What the pool has counted.
+#[derive(Debug, Default)]
+pub(crate) struct PoolCounts {
+    pub(crate) heartbeats: AtomicU64,
+    pub(crate) heartbeat_failures: AtomicU64,
+    pub(crate) connects: AtomicU64,
+}
+
+/// The agents.
+pub(crate) struct Pool {
+    pub(crate) members: Members,
+    pub(crate) counts: Arc<PoolCounts>,
+}
+
+/// What tasks share.
+struct Shared {
+    members: Mutex<BTreeMap<String, Member>>,
+    changed: Notify,
+    counts: Arc<PoolCounts>,
+    pods: Option<Arc<PodMap>>,
+    tls: Option<Connector>,
+    insecure: bool,
+    heartbeat: Duration,
+    contacts: Semaphore,
+}
+
+impl Pool {
+    /// Follows what discovery finds, until `stop`.
+    pub(crate) fn start(
+        discovery: &Discovery,
+        tls: Option<Connector>,
+        insecure: bool,
+        heartbeat: Duration,
+        stop: &CancellationToken,
+    ) -> Self {
+        let counts = Arc::new(PoolCounts::default());
+        let shared = Arc::new(Shared {
+            members: Mutex::default(),
+            changed: Notify::new(),
+            counts: counts.clone(),
+            pods: discovery.pods.clone(),
+            tls,
+            insecure,
+            heartbeat,
+            contacts: Semaphore::new(FIRST_CONTACTS),
+        });
+        let (sender, members) = watch::channel(Arc::from([]));
+        tokio::spawn(publish(shared.clone(), sender, stop.clone()));
+        tokio::spawn(follow(shared, discovery.agents.clone(), stop.clone()));
+        Self { members, counts }
+    }
+}
+
+/// Sends the members on, some time after they change.
+async fn publish(shared: Arc<Shared>, sender: watch::Sender<Arc<[Member]>>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = shared.changed.notified() => {}
+        }
+        let members: Arc<[Member]> = shared.lock().values().cloned().collect();
+        sender.send_replace(members);
+        tokio::time::sleep(PUBLISH).await;
+    }
+}
+
+/// A task that keeps an agent, and what it was begun for.
+struct Kept {
+    found: Found,
+    stop: CancellationToken,
+    retry: Arc<Notify>,
+}
+
+/// Begins and ends the agents' tasks.
+async fn follow(
+    shared: Arc<Shared>,
+    mut agents: watch::Receiver<Option<Arc<Agents>>>,
+    stop: CancellationToken,
+) {
+    let mut kept: BTreeMap<String, Kept> = BTreeMap::new();
+    loop {
+        let now = agents.borrow_and_update().clone();
+        if let Some(now) = now {
+            if let Some(pods) = &shared.pods {
+                pods.set_nodes(now.keys().cloned().collect());
+            }
+            kept.retain(|name, old| {
+                if now
+                    .get(name)
+                    .is_some_and(|found| found.address == old.found.address)
+                {
+                    return true;
+                }
+                old.stop.cancel();
+                if !now.contains_key(name) {
+                    info!(node = name, "an agent has left");
+                    shared.lock().remove(name);
+                }
+                false
+            });
+            for (name, found) in now.iter() {
+                match kept.get_mut(name) {
+                    Some(old) if old.found == *found => {}
+                    Some(old) => {
+                        // A pod took another's place at the same address, or is ready now.
+                        old.found = found.clone();
+                        shared.update(name, |member| {
+                            member.info.agent.clone_from(&found.pod);
+                            member.info.reason.clone_from(&found.note);
+                        });
+                        old.retry.notify_one();
+                    }
+                    None => {
+                        let begun = Kept {
+                            found: found.clone(),
+                            stop: stop.child_token(),
+                            retry: Arc::default(),
+                        };
+                        tokio::spawn(keep(
+                            shared.clone(),
+                            name.clone(),
+                            found.clone(),
+                            begun.retry.clone(),
+                            begun.stop.clone(),
+                        ));
+                        kept.insert(name.clone(), begun);
+                    }
+                }
+            }
+            shared.changed.notify_one();
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = agents.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Keeps one agent, for as long as it is found there.
+async fn keep(shared: Arc<Shared>, name: String, found: Found, retry: Arc<Notify>, stop: CancellationToken) {
+    let trouble = Trouble::default();
+    let away = |reason: String| Reach::Away {
+        state: NodeState::Unreachable,
+        reason,
+    };
+    let channel = match shared.channel(&found.address, &trouble) {
+        Ok(channel) => channel,
+        Err(reason) => {
+            shared.insert(&name, &found, away(reason), &trouble);
+            return;
+        }
+    };
+    shared.insert(&name, &found, away("not connected yet".to_owned()), &trouble);
+    let mut client = OrbitServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+    let mut clock = ClockSamples::default();
+    let mut back_off = BACK_OFF;
+    let mut alive = false;
+    loop {
+        let permit = match alive {
+            true => None,
+            false => tokio::select! {
+                () = stop.cancelled() => return,
+                permit = shared.contacts.acquire() => permit.ok(),
+            },
+        };
+        let beat = tokio::select! {
+            () = stop.cancelled() => return,
+            beat = heartbeat(&mut client, shared.heartbeat.max(CONNECT_TIMEOUT)) => beat,
+        };
+        shared.counts.heartbeats.fetch_add(1, Ordering::Relaxed);
+        let wait = match beat {
+            Ok(beat) => {
+                if !alive {
+                    alive = true;
+                    back_off = BACK_OFF;
+                    shared.counts.connects.fetch_add(1, Ordering::Relaxed);
+                    info!(node = name, address = found.address, "an agent is connected");
+                    learn_pods(&shared, &name, &mut client).await;
+                }
+                clock.add(&beat);
+                shared.update(&name, |member| {
+                    if member.info.started != beat.info.started && member.info.started.is_some() {
+                        // Another process: what it keeps began with it.
+                        member.info.connects += 1;
+                    } else if matches!(member.reach, Reach::Away { .. }) {
+                        member.info.connects += 1;
+                    }
+                    member.reach = Reach::Channel(channel.clone());
+                    member.clock = clock.clock();
+                    let old = std::mem::take(&mut member.info);
+                    member.info = NodeInfo {
+                        address: old.address,
+                        agent: old.agent,
+                        reason: note(&old.reason, &name, &found, &beat.info),
+                        connects: old.connects,
+                        time: None,
+                        heard: Some(wall_clock::timestamp()),
+                        round_trip: clock.round_trip().map(wall_clock::duration),
+                        transport: shared.transport().to_owned(),
+                        ..beat.info
+                    };
+                });
+                drop(permit);
+                // Not all at the same moment.
+                shared.heartbeat.mul_f64(spread())
+            }
+            Err(status) => {
+                shared.counts.heartbeat_failures.fetch_add(1, Ordering::Relaxed);
+                let (state, reason) = explain(&status, &trouble);
+                debug!(node = name, reason, "an agent does not answer");
+                if std::mem::take(&mut alive) {
+                    info!(node = name, reason, "an agent does not answer any more");
+                    if let Some(pods) = &shared.pods {
+                        pods.agent_lost(&name);
+                    }
+                    clock = ClockSamples::default();
+                }
+                shared.update(&name, |member| member.reach = Reach::Away { state, reason });
+                drop(permit);
+                let wait = back_off.mul_f64(spread());
+                back_off = (back_off * 2).min(BACK_OFF_MOST);
+                wait
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = retry.notified() => {
+                // Something is new there: soon again, but not by a thousand at the same moment.
+                tokio::time::sleep(BACK_OFF.mul_f64(spread() - 0.5)).await;
+                back_off = BACK_OFF;
+            }
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// What is to be said of an agent that answers.
+fn note(old: &str, name: &str, found: &Found, info: &NodeInfo) -> String {
+    let mut notes = Vec::new();
+    if !found.note.is_empty() {
+        notes.push(found.note.clone());
+    } else if old.starts_with("another agent") {
+        notes.push(old.to_owned());
+    }
+    let by_address = name == found.address;
+    if !by_address && !info.name.is_empty() && info.name != name {
+        notes.push(format!("its agent says that it is node {}", info.name));
+    }
+    let own = env!("CARGO_PKG_VERSION");
+    if info.version.is_empty() {
+        notes.push(format!(
+            "its agent does not tell its version; this server is {own}"
+        ));
+    } else if info.version != own {
+        notes.push(format!(
+            "its agent is of version {}, this server of {own}",
+            info.version
+        ));
+    }
+    notes.join("; ")
+}
+
+/// Which pods an agent knows, also those that ended before this server looked.
+async fn learn_pods(shared: &Shared, name: &str, client: &mut OrbitServiceClient<Channel>) {
+    let Some(pods) = &shared.pods else { return };
+    let asked = client.list_pods(ListPodsRequest::default());
+    match tokio::time::timeout(Duration::from_secs(10), asked).await {
+        Ok(Ok(answer)) => pods.agent_told(name, answer.into_inner().pods),
+        // All agents are asked until it has told.
+        Ok(Err(error)) => debug!(node = name, %error, "an agent does not tell its pods"),
+        Err(_) => debug!(node = name, "an agent does not tell its pods in time"),
+    }
+}
+
+/// What an agent answers to the question whether it lives.
+struct Beat {
+    info: NodeInfo,
+    /// Its clock minus ours, if it told the time.
+    offset_ns: Option<i64>,
+    round_trip: Duration,
+}
+
+async fn heartbeat(client: &mut OrbitServiceClient<Channel>, deadline: Duration) -> Result<Beat, Status> {
+    let ask = async {
+        let (sent, clock) = (wall_clock::now_ns(), Instant::now());
+        let answer = client.list_nodes(ListNodesRequest::default()).await;
+        let info = match answer {
+            Ok(stream) => stream.into_inner().message().await?.unwrap_or_default(),
+            // It lives, and is older than this question.
+            Err(status) if status.code() == Code::Unimplemented => NodeInfo::default(),
+            Err(status) => return Err(status),
+        };
+        let round_trip = clock.elapsed();
+        let middle = sent + round_trip.as_nanos() as i128 / 2;
+        let offset_ns = info
+            .time
+            .as_ref()
+            .and_then(|time| i64::try_from(wall_clock::ns(time) - middle).ok());
+        Ok(Beat {
+            info,
+            offset_ns,
+            round_trip,
+        })
+    };
+    tokio::time::timeout(deadline, ask).await.unwrap_or_else(|_| {
+        Err(Status::deadline_exceeded(format!(
+            "nothing heard for {} s",
+            deadline.as_secs_f64()
+        )))
+    })
+}
+
+/// What an agent's clock was found to be, lately.
+#[derive(Debug, Default)]
+struct ClockSamples(VecDeque<(Duration, i64)>);
+
+impl ClockSamples {
+    fn add(&mut self, beat: &Beat) {
+        if let Some(offset) = beat.offset_ns {
+            if self.0.len() == SAMPLES {
+                self.0.pop_front();
+            }
+            // A clock that was set makes what was measured before wrong.
+            let was_set = |(round_trip, old): &(Duration, i64)| {
+                let most = (*round_trip + beat.round_trip).as_nanos() / 2 + 1_000_000;
+                u128::from(old.abs_diff(offset)) > most
+            };
+            if self.0.iter().any(was_set) {
+                self.0.clear();
+            }
+            self.0.push_back((beat.round_trip, offset));
+        }
+    }
+
+    /// That of the shortest round trip: the less time there is to be divided, the less can be wrong.
+    fn clock(&self) -> Clock {
+        self.0
+            .iter()
+            .min()
+            .map_or_else(Clock::default, |(round_trip, offset)| Clock {
+                offset_ns: *offset,
+                error_ns: u64::try_from(round_trip.as_nanos() / 2).unwrap_or(u64::MAX),
+            })
+    }
+
+    fn round_trip(&self) -> Option<Duration> {
+        self.0.iter().map(|(round_trip, _)| *round_trip).min()
+    }
+}
+
+fn explain(status: &Status, trouble: &Trouble) -> (NodeState, String) {
+    let reason = match status.code() {
+        Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal => trouble
+            .get()
+            .or_else(|| std::error::Error::source(status).map(innermost))
+            .unwrap_or_else(|| status.message().to_owned()),
+        Code::DeadlineExceeded => return (NodeState::Silent, status.message().to_owned()),
+        code => format!("{} ({code:?})", status.message()),
+    };
+    (NodeState::Unreachable, reason)
+}
+
+/// Between a half and one and a half.
+fn spread() -> f64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    0.5 + (RandomState::new().hash_one(0) % 1000) as f64 / 1000.0
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Member>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn insert(&self, name: &str, found: &Found, reach: Reach, trouble: &Trouble) {
+        let member = Member {
+            name: name.to_owned(),
+            reach,
+            clock: Clock::default(),
+            info: NodeInfo {
+                name: name.to_owned(),
+                address: found.address.clone(),
+                agent: found.pod.clone(),
+                reason: found.note.clone(),
+                ..NodeInfo::default()
+            },
+            trouble: trouble.clone(),
+        };
+        self.lock().insert(name.to_owned(), member);
+        self.changed.notify_one();
+    }
+
+    fn update(&self, name: &str, change: impl FnOnce(&mut Member)) {
+        if let Some(member) = self.lock().get_mut(name) {
+            change(member);
+            self.changed.notify_one();
+        }
+    }
+
+    /// A channel that connects by itself.
+    fn channel(&self, address: &str, trouble: &Trouble) -> Result<Channel, String> {
+        let endpoint =
+            Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+        let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+        let loopback = host
+            .trim_matches(['[', ']'])
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback())
+            || host == "localhost";
+        if self.tls.is_none() && !self.insecure && !loopback {
+            return Err(
+                "it is not on loopback, and this server has no certificates: give --tls-ca, --tls-cert and --tls-key, or \
+                 --insecure"
+                    .to_owned(),
+            );
+        }
+        let (tls, trouble) = (self.tls.clone(), trouble.clone());
+        Ok(endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .user_agent(concat!("orb8-server/", env!("CARGO_PKG_VERSION")))
+            .map_err(|error| error.to_string())?
+            .connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
+                let (tls, trouble) = (tls.clone(), trouble.clone());
+                async move {
+                    let dialed = tokio::time::timeout(CONNECT_TIMEOUT, dial(uri, tls)).await;
+                    let dialed = dialed.unwrap_or_else(|_| {
+                        Err(std::io::Error::new(
+                            std::io::ErrorKind::TimedOut,
+                            format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()),
+                        ))
+                    });
+                    trouble.set(dialed.as_ref().err().map(ToString::to_string));
+                    dialed
+                }
+            })))
+    }
+
+    const fn transport(&self) -> &'static str {
+        if self.tls.is_some() {
+            "TLS 1.3"
+        } else {
+            "plain text"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shortest_round_trip_tells_the_clock() {
+        let mut clock = ClockSamples::default();
+        let mut beat = |ms, offset_ns| {
+            clock.add(&Beat {
+                info: NodeInfo::default(),
+                offset_ns: Some(offset_ns),
+                round_trip: Duration::from_millis(ms),
+            });
+            clock.clock()
+        };
+        assert_eq!(beat(10, 4_000_000).offset_ns, 4_000_000);
+        assert_eq!(beat(2, 100_000).offset_ns, 100_000);
+        let clock_now = beat(8, 3_000_000);
+        assert_eq!((clock_now.offset_ns, clock_now.error_ns), (100_000, 1_000_000));
+        assert_eq!(clock_now.correction_ns(), 0);
+        // Set by an hour.
+        let clock_now = beat(8, 3_600_000_000_000);
+        assert_eq!(clock_now.correction_ns(), 3_600_000_000_000);
+    }
+}
