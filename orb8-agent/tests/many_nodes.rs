@@ -195,6 +195,8 @@ fn a_server_learns_who_it_is_and_asks_as_of_one_among_many() {
         filter,
         ..FlowQuery::default()
     };
+    // An answer may be up to 50 ms old.
+    std::thread::sleep(Duration::from_millis(60));
     let (found, summary) = edges(query.clone());
     assert_eq!((found.len(), summary.edges), (1, 1));
     assert_eq!(found[0].sent.as_ref().unwrap().packets, 100);
