@@ -14,17 +14,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::StreamExt as _;
 use hyper_util::rt::TokioIo;
 use orb8_proto::{DESCRIPTORS, v1, v1::orbit_service_server::OrbitServiceServer};
+use orb8_tls::{
+    Acceptor, ClientCertificates, Connection, ConnectionCounts, ConnectionLimits, OPERATOR, Peer, SERVER,
+    TlsError, incoming,
+};
 use tokio::{
     io::DuplexStream,
     net::TcpListener,
     sync::{Notify, mpsc as async_mpsc},
     task::JoinHandle,
 };
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint, Server, Uri};
+use tonic::{
+    Request, Status,
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint, Server, Uri},
+};
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -103,6 +112,9 @@ pub enum AgentError {
         /// Why.
         source: io::Error,
     },
+    /// Certificates.
+    #[error("{0}; see the settings tls_cert, tls_key and tls_ca")]
+    Tls(#[from] TlsError),
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
@@ -159,6 +171,21 @@ impl Agent {
             .filter(|finding| finding.verdict == Verdict::Degraded)
         {
             info!(check = finding.name, advice = finding.advice, "{}", finding.found);
+        }
+        let acceptor = settings
+            .tls()
+            .map(|files| Acceptor::new(&files, ClientCertificates::Required))
+            .transpose()?;
+        let connection_counts = Arc::new(ConnectionCounts::default());
+        let transport = match listen {
+            Listen::InProcess => "in this process",
+            Listen::Network => settings.transport(),
+        };
+        if matches!(listen, Listen::Network) && acceptor.is_none() && !settings.grpc_address.is_loopback() {
+            warn!(
+                address = %settings.grpc_address,
+                "gRPC is in plain text (insecure): anybody who reaches the port may ask everything"
+            );
         }
         // Bind first: a port that is taken is the likeliest mistake, and costs nothing to find.
         let (grpc, metrics) = match listen {
@@ -303,7 +330,10 @@ impl Agent {
                 .map(Into::into)
                 .chain(conntrack_check)
                 .collect(),
+            transport,
+            connections: connection_counts.clone(),
             limits: LimitSettings {
+                connections: settings.grpc_connections,
                 flow_entries: settings.flow_entries,
                 ring_bytes,
             },
@@ -356,7 +386,7 @@ impl Agent {
             .name("orb8-pipeline".to_owned())
             .spawn(move || pipeline.run(&receiver))
             .map_err(AgentError::Thread)?;
-        let (connections, incoming) = async_mpsc::channel(8);
+        let (connections, in_process) = async_mpsc::channel(8);
         let mut agent = Self {
             core: core.clone(),
             stop: stop.clone(),
@@ -432,13 +462,23 @@ impl Agent {
         let orbit = Orbit::new(core.clone(), stop.clone());
         agent.tasks.push(tokio::spawn(serve_in_process(
             orbit.clone(),
-            ReceiverStream::new(incoming),
+            ReceiverStream::new(in_process),
             stop.clone(),
         )));
         if let Some(listener) = grpc {
-            agent
-                .tasks
-                .push(tokio::spawn(serve_grpc(orbit, listener, stop.clone())));
+            let limits = ConnectionLimits {
+                total: settings.grpc_connections as usize,
+                per_source: settings.grpc_connections as usize,
+                ..ConnectionLimits::default()
+            };
+            let secured = acceptor.is_some();
+            let connections = incoming(listener, acceptor, limits, connection_counts, stop.clone());
+            agent.tasks.push(tokio::spawn(serve_grpc(
+                orbit,
+                connections,
+                secured,
+                stop.clone(),
+            )));
         }
         if let Some(listener) = metrics {
             agent
@@ -599,14 +639,25 @@ async fn bind(
     setting: &'static str,
 ) -> Result<TcpListener, AgentError> {
     let address = SocketAddr::new(ip, port);
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| AgentError::Listen {
-            what,
-            address,
-            setting,
-            source,
-        })
+    match TcpListener::bind(address).await {
+        // All addresses were meant, and this machine has none of IPv6.
+        Err(error)
+            if ip == std::net::IpAddr::from([0_u16; 8])
+                && matches!(
+                    error.kind(),
+                    io::ErrorKind::Unsupported | io::ErrorKind::AddrNotAvailable
+                ) =>
+        {
+            TcpListener::bind(SocketAddr::new(std::net::IpAddr::from([0_u8; 4]), port)).await
+        }
+        result => result,
+    }
+    .map_err(|source| AgentError::Listen {
+        what,
+        address,
+        setting,
+        source,
+    })
 }
 
 fn kernel_release() -> String {
@@ -704,7 +755,26 @@ async fn serve_in_process(
     }
 }
 
-async fn serve_grpc(orbit: Orbit, listener: TcpListener, stop: CancellationToken) {
+/// Serves the connections; `secured`: only to those whose certificate is the server's or an operator's.
+async fn serve_grpc(
+    orbit: Orbit,
+    connections: impl futures::Stream<Item = io::Result<Connection>> + Send + 'static,
+    secured: bool,
+    stop: CancellationToken,
+) {
+    let guard = move |request: Request<()>| match request.extensions().get::<Peer>() {
+        Some(peer) if secured && !peer.is(SERVER) && !peer.is(OPERATOR) => {
+            Err(Status::permission_denied(format!(
+                "an agent answers {SERVER} and {OPERATOR}; this certificate is for {}",
+                match peer.identities.as_slice() {
+                    [] => "no DNS name".to_owned(),
+                    names => names.join(", "),
+                }
+            )))
+        }
+        None if secured => Err(Status::unauthenticated("who asks is not known")),
+        _ => Ok(request),
+    };
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<OrbitServiceServer<Orbit>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
@@ -715,14 +785,13 @@ async fn serve_grpc(orbit: Orbit, listener: TcpListener, stop: CancellationToken
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .max_concurrent_streams(Some(64))
         .add_service(health_service)
-        .add_service(service(orbit));
+        .add_service(InterceptedService::new(service(orbit), guard));
     match reflection {
-        Ok(reflection) => server = server.add_service(reflection),
+        Ok(reflection) => server = server.add_service(InterceptedService::new(reflection, guard)),
         Err(error) => warn!(%error, "gRPC reflection is not served"),
     }
-    let incoming = TcpListenerStream::new(listener);
     if let Err(error) = server
-        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+        .serve_with_incoming_shutdown(connections.boxed(), stop.cancelled_owned())
         .await
     {
         warn!(%error, "the gRPC service ended");

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::SyncSender,
     },
@@ -10,6 +10,7 @@ use std::{
 };
 
 use orb8_proto::v1;
+use orb8_tls::ConnectionCounts;
 use tokio::sync::oneshot;
 
 use crate::{
@@ -62,6 +63,10 @@ pub(crate) struct Core {
     pub(crate) settings: Vec<v1::Setting>,
     pub(crate) checks: Vec<v1::Check>,
     pub(crate) limits: LimitSettings,
+    /// How gRPC is served, for `status`.
+    pub(crate) transport: &'static str,
+    /// gRPC connections.
+    pub(crate) connections: Arc<ConnectionCounts>,
     /// Its probe's lock comes first.
     pub(crate) syscalls: Syscalls,
     pub(crate) programs: Mutex<NetworkPrograms>,
@@ -82,6 +87,7 @@ pub(crate) struct Core {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LimitSettings {
     pub(crate) flow_entries: u32,
+    pub(crate) connections: u32,
     pub(crate) ring_bytes: u32,
 }
 

@@ -22,6 +22,7 @@ use std::{
 };
 
 use orb8_proto::v1;
+use orb8_tls::TlsFiles;
 
 pub use environment::{Environment, ProcessEnvironment};
 pub use error::{Names, SettingsError};
@@ -165,11 +166,21 @@ macro_rules! settings {
 }
 
 settings! {
-    /// Address that the gRPC service listens on. It has no authentication: keep it on loopback unless the
-    /// network is trusted.
+    /// Address that the gRPC service listens on. Others than loopback need certificates (tls_cert, tls_key, tls_ca).
     grpc_address: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST), any;
     /// Port of the gRPC service; 0 takes any free port and logs which.
     grpc_port: u16 = 9090, between(0u16, 65535u16);
+    /// gRPC connections at once; more are closed.
+    grpc_connections: u32 = 256, between(1u32, 65_536u32);
+    /// This agent's certificate, in PEM, for the DNS name agent.orb8: with it, tls_key and tls_ca, gRPC is served over TLS,
+    /// and only to server.orb8 and operator.orb8. The files are looked at for changes every 10 s.
+    tls_cert: FilePath = FilePath::default(), any;
+    /// The certificate's private key, in PEM.
+    tls_key: FilePath = FilePath::default(), any;
+    /// Certificate authorities, in PEM, that clients' certificates must come from.
+    tls_ca: FilePath = FilePath::default(), any;
+    /// Whether gRPC may be served in plain text on other addresses than loopback: anybody who reaches the port may ask.
+    insecure: bool = false, any;
     /// Whether Prometheus metrics, /healthz and /readyz are served.
     metrics: bool = true, any;
     /// Address that metrics, /healthz and /readyz are served on.
@@ -342,6 +353,24 @@ impl Settings {
                 self.interval.show(),
             )));
         }
+        let tls = [
+            ("tls_cert", &self.tls_cert),
+            ("tls_key", &self.tls_key),
+            ("tls_ca", &self.tls_ca),
+        ];
+        let (given, missing): (Vec<_>, Vec<_>) = tls.into_iter().partition(|(_, path)| path.get().is_some());
+        if let (Some((given, _)), Some((missing, _))) = (given.first(), missing.first()) {
+            return Err(SettingsError::Conflict(format!(
+                "{given} is given and {missing} is not: TLS takes tls_cert, tls_key and tls_ca"
+            )));
+        }
+        if given.is_empty() && !self.insecure && !self.grpc_address.is_loopback() {
+            return Err(SettingsError::Conflict(format!(
+                "grpc_address is {}, which is not loopback, and there are no certificates: give tls_cert, tls_key and tls_ca \
+                 (`--tls-cert`, ORB8_TLS_CERT, …), or `--insecure=on` if anybody who reaches the port may ask",
+                self.grpc_address
+            )));
+        }
         let same_address = self.grpc_address == self.metrics_address
             || self.grpc_address.is_unspecified()
             || self.metrics_address.is_unspecified();
@@ -353,6 +382,28 @@ impl Settings {
             )));
         }
         Ok(())
+    }
+
+    /// The certificates' files, if there are any.
+    #[must_use]
+    pub fn tls(&self) -> Option<TlsFiles> {
+        Some(TlsFiles {
+            ca: self.tls_ca.get()?.to_owned(),
+            cert: self.tls_cert.get().map(Path::to_owned),
+            key: self.tls_key.get().map(Path::to_owned),
+        })
+    }
+
+    /// How gRPC is served, for `status`.
+    #[must_use]
+    pub fn transport(&self) -> &'static str {
+        if self.tls_ca.get().is_some() {
+            "TLS 1.3, clients by certificate"
+        } else if self.grpc_address.is_loopback() {
+            "plain text on loopback"
+        } else {
+            "plain text to the network (insecure)"
+        }
     }
 
     /// Where the value of a setting came from; `None` if there is no setting of this key.

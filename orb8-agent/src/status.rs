@@ -59,6 +59,14 @@ pub(crate) fn agent_status(core: &Core) -> v1::AgentStatus {
         turned_away: hook(core, PACKET_HOOKS).remainder,
         setting: "flow_entries".to_owned(),
     });
+    limits.push(v1::Limit {
+        name: "connections".to_owned(),
+        unit: "gRPC connections".to_owned(),
+        used: core.connections.open.load(Ordering::Relaxed),
+        max: u64::from(core.limits.connections),
+        turned_away: core.connections.refused.load(Ordering::Relaxed),
+        setting: "grpc_connections".to_owned(),
+    });
     let calls = syscalls::status(core);
     limits.extend(calls.limits);
     let mut programs = programs(core, attached);
@@ -81,7 +89,7 @@ pub(crate) fn agent_status(core: &Core) -> v1::AgentStatus {
         history_from: history_from.map(timestamp),
         settings: core.settings.clone(),
         kubernetes: Some(core.membership.status()),
-        transport: String::new(),
+        transport: core.transport.to_owned(),
     }
 }
 

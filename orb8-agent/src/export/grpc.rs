@@ -2,12 +2,16 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use futures::Stream;
-use orb8_proto::v1::{
-    self, AgentStatus, FlowBatch, FlowQuery, GetAgentStatusRequest, QueryFlowsResponse, StreamEventsRequest,
-    StreamEventsResponse, orbit_service_server::OrbitService, query_flows_response::Part,
-    stream_events_response,
+use futures::{FutureExt as _, Stream, stream};
+use orb8_proto::{
+    edges,
+    v1::{
+        self, AgentStatus, FlowBatch, FlowQuery, GetAgentStatusRequest, QueryFlowsResponse,
+        StreamEventsRequest, StreamEventsResponse, orbit_service_server::OrbitService,
+        query_flows_response::Part, stream_events_response,
+    },
 };
+use prost_types::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +24,7 @@ use crate::{
     pods,
     probe::{kernel_clock::unix_now_ns, syscall::Mode},
     status::{agent_status, ledger},
-    store::{Filter, LiveEvent, LiveFilter, UID},
+    store::{Filter, LiveEvent, LiveFilter, Selection, UID, timestamp},
     syscalls::{
         CallQuery, CallQueryError, CallSubscription, LiveCall, LiveCallFilter, ReceivedCall, SyscallLive,
     },
@@ -28,6 +32,14 @@ use crate::{
 
 /// Flows of one message: some hundred kilobytes.
 const FLOWS_A_MESSAGE: usize = 512;
+/// Events of one message, for clients that take several.
+const EVENTS_A_MESSAGE: usize = 256;
+/// Edges of one message.
+const EDGES_A_MESSAGE: usize = 256;
+/// Flows that are joined into edges at most: some hundred megabytes.
+const MAX_JOINED: usize = 250_000;
+/// How a filter's condition on pods is met by none.
+const NOBODY: &str = "uid:-";
 /// Messages that wait for a client.
 const MESSAGES_IN_FLIGHT: usize = 4;
 /// Queries at once: each holds its rows, 96 bytes a flow.
@@ -65,6 +77,57 @@ impl Orbit {
     }
 }
 
+impl Orbit {
+    /// Whether this node is among those that are asked.
+    fn is_asked(&self, nodes: &[String]) -> bool {
+        nodes.is_empty() || nodes.contains(&self.core.node)
+    }
+
+    /// From when on: as this node's cursor says, if there is one.
+    fn since(&self, cursors: &[v1::NodeCursor], since: Option<Timestamp>) -> Option<Timestamp> {
+        match cursors.iter().find(|cursor| cursor.name == self.core.node) {
+            Some(cursor) => cursor.time,
+            None => since,
+        }
+    }
+
+    fn own_answer(&self) -> v1::NodeAnswer {
+        v1::NodeAnswer {
+            name: self.core.node.clone(),
+            state: v1::NodeState::Answered.into(),
+            ..v1::NodeAnswer::default()
+        }
+    }
+
+    /// The flows that a query is about, with the ledger.
+    async fn select_flows(&self, mut query: FlowQuery) -> Result<Selection, Status> {
+        query.since = self.since(&query.cursors, query.since);
+        resolve_selectors(&self.core, query.filter.as_mut())?;
+        if !self.is_asked(&query.nodes) {
+            query.filter.get_or_insert_default().pods = vec![NOBODY.to_owned()];
+        }
+        // What is asked up to now is to be complete up to now.
+        if query.until.is_none() {
+            self.core.refresh().await;
+        }
+        let core = self.core.clone();
+        // Milliseconds of work: not on the threads that answer others.
+        tokio::task::spawn_blocking(move || {
+            let mut selection = {
+                let store = lock(&core.store);
+                store
+                    .history
+                    .select(&query, &store.owners, &core.node, unix_now_ns())
+            }
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+            selection.summary.ledger = ledger(&core);
+            Ok::<_, Status>(selection)
+        })
+        .await
+        .map_err(|error| Status::internal(format!("the query failed: {error}")))?
+    }
+}
+
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -81,34 +144,18 @@ impl OrbitService for Orbit {
         &self,
         request: Request<FlowQuery>,
     ) -> Result<Response<Self::QueryFlowsStream>, Status> {
-        let mut query = request.into_inner();
-        resolve_selectors(&self.core, query.filter.as_mut())?;
+        let query = request.into_inner();
         let permit = self.query_permit()?;
-        // What is asked up to now is to be complete up to now.
-        if query.until.is_none() {
-            self.core.refresh().await;
-        }
-        let core = self.core.clone();
-        // Milliseconds of work: not on the threads that answer others.
-        let selection = tokio::task::spawn_blocking(move || {
-            let mut selection = {
-                let store = lock(&core.store);
-                store
-                    .history
-                    .select(&query, &store.owners, &core.node, unix_now_ns())
-            }
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-            selection.summary.ledger = ledger(&core);
-            Ok::<_, Status>(selection)
-        })
-        .await
-        .map_err(|error| Status::internal(format!("the query failed: {error}")))??;
-
+        let batch = match query.batch as usize {
+            0 => FLOWS_A_MESSAGE,
+            batch => batch.min(FLOWS_A_MESSAGE),
+        };
+        let selection = self.select_flows(query).await?;
         let core = self.core.clone();
         let (sender, receiver) = mpsc::channel(MESSAGES_IN_FLIGHT);
         tokio::spawn(async move {
             let _permit = permit;
-            for rows in selection.rows.chunks(FLOWS_A_MESSAGE) {
+            for rows in selection.rows.chunks(batch) {
                 let flows = {
                     let store = lock(&core.store);
                     rows.iter()
@@ -136,8 +183,11 @@ impl OrbitService for Orbit {
         request: Request<v1::SyscallQuery>,
     ) -> Result<Response<Self::QuerySyscallsStream>, Status> {
         let mut query = request.into_inner();
-        if let Some(filter) = &mut query.filter {
-            resolve_pods(&self.core, &mut filter.pods)?;
+        query.since = self.since(&query.cursors, query.since);
+        let filter = query.filter.get_or_insert_default();
+        resolve_pods(&self.core, &mut filter.pods)?;
+        if !self.is_asked(&query.nodes) {
+            filter.pods = vec![NOBODY.to_owned()];
         }
         let query = CallQuery::new(&query).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let permit = self.query_permit()?;
@@ -194,7 +244,14 @@ impl OrbitService for Orbit {
         &self,
         request: Request<v1::SetSyscallModeRequest>,
     ) -> Result<Response<v1::SetSyscallModeResponse>, Status> {
-        let number = request.into_inner().mode;
+        let v1::SetSyscallModeRequest { mode: number, nodes } = request.into_inner();
+        if !self.is_asked(&nodes) {
+            return Err(Status::invalid_argument(format!(
+                "this is the agent of node {}, and not of {}",
+                self.core.node,
+                nodes.join(", ")
+            )));
+        }
         let mode = match v1::SyscallMode::try_from(number) {
             Ok(v1::SyscallMode::Off) => Mode::Off,
             Ok(v1::SyscallMode::Counts) => Mode::Counts,
@@ -232,7 +289,7 @@ impl OrbitService for Orbit {
             namespaces,
             pods,
             workloads,
-            ..
+            nodes,
         } = request.into_inner();
         let mut filter = v1::FlowFilter {
             namespaces,
@@ -241,6 +298,9 @@ impl OrbitService for Orbit {
             ..v1::FlowFilter::default()
         };
         resolve_selectors(&self.core, Some(&mut filter))?;
+        if !self.is_asked(&nodes) {
+            filter.pods = vec![NOBODY.to_owned()];
+        }
         let filter =
             Filter::new(Some(&filter)).map_err(|error| Status::invalid_argument(error.to_string()))?;
         self.core.refresh().await;
@@ -253,30 +313,112 @@ impl OrbitService for Orbit {
 
     async fn query_edges(
         &self,
-        _request: Request<FlowQuery>,
+        request: Request<FlowQuery>,
     ) -> Result<Response<Self::QueryEdgesStream>, Status> {
-        Err(Status::unimplemented("an agent does not join edges"))
+        use v1::query_edges_response::Part;
+        let query = request.into_inner();
+        let permit = self.query_permit()?;
+        let (sort, limit) = (query.sort(), query.limit as usize);
+        let selection = self.select_flows(FlowQuery { limit: 0, ..query }).await?;
+        if selection.rows.len() > MAX_JOINED {
+            return Err(Status::resource_exhausted(format!(
+                "{} flows are too many to join: ask for less, by a namespace, a pod or a shorter span of time",
+                selection.rows.len()
+            )));
+        }
+        let core = self.core.clone();
+        let summary = selection.summary;
+        let joined = tokio::task::spawn_blocking(move || {
+            let flows: Vec<_> = {
+                let store = lock(&core.store);
+                let rows = selection.rows.iter();
+                rows.filter_map(|row| store.history.flow(row, &store.owners, &core.node))
+                    .collect()
+            };
+            let mut joined = edges::join(flows);
+            edges::sort(&mut joined, sort);
+            joined
+        })
+        .await
+        .map_err(|error| Status::internal(format!("the flows could not be joined: {error}")))?;
+        let summary = v1::EdgeSummary {
+            edges: joined.len() as u64,
+            settled: summary.to,
+            flows: Some(summary),
+        };
+        let (sender, receiver) = mpsc::channel(MESSAGES_IN_FLIGHT);
+        tokio::spawn(async move {
+            let _permit = permit;
+            let part = |part| v1::QueryEdgesResponse { part: Some(part) };
+            let shown = if limit == 0 {
+                joined.len()
+            } else {
+                limit.min(joined.len())
+            };
+            for edges in joined[..shown].chunks(EDGES_A_MESSAGE) {
+                let batch = part(Part::Batch(v1::EdgeBatch {
+                    edges: edges.to_vec(),
+                }));
+                if sender.send_timeout(Ok(batch), PATIENCE).await.is_err() {
+                    return;
+                }
+            }
+            // The client may have gone.
+            let _ = sender
+                .send_timeout(Ok(part(Part::Summary(summary))), PATIENCE)
+                .await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
     async fn list_nodes(
         &self,
-        _request: Request<v1::ListNodesRequest>,
+        request: Request<v1::ListNodesRequest>,
     ) -> Result<Response<Self::ListNodesStream>, Status> {
-        Err(Status::unimplemented("an agent does not list nodes"))
+        // Nothing is taken out of the kernel for this: it is asked every few seconds.
+        let own = self.is_asked(&request.into_inner().nodes).then(|| {
+            let history_from = lock(&self.core.store).history.covered().map(|(from, _)| from);
+            v1::NodeInfo {
+                name: self.core.node.clone(),
+                state: v1::NodeState::Answered.into(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                started: Some(timestamp(self.core.started_ns)),
+                history_from: history_from.map(timestamp),
+                transport: self.core.transport.to_owned(),
+                time: Some(timestamp(unix_now_ns())),
+                ..v1::NodeInfo::default()
+            }
+        });
+        Ok(Response::new(Box::pin(stream::iter(own.map(Ok)))))
     }
 
     async fn query_status(
         &self,
-        _request: Request<v1::QueryStatusRequest>,
+        request: Request<v1::QueryStatusRequest>,
     ) -> Result<Response<Self::QueryStatusStream>, Status> {
-        Err(Status::unimplemented("an agent does not know of others"))
+        let own = match self.is_asked(&request.into_inner().nodes) {
+            true => {
+                self.core.refresh().await;
+                Some(v1::NodeStatus {
+                    answer: Some(self.own_answer()),
+                    status: Some(agent_status(&self.core)),
+                })
+            }
+            false => None,
+        };
+        Ok(Response::new(Box::pin(stream::iter(own.map(Ok)))))
     }
 
     async fn query_pods(
         &self,
-        _request: Request<v1::ListPodsRequest>,
+        request: Request<v1::ListPodsRequest>,
     ) -> Result<Response<Self::QueryPodsStream>, Status> {
-        Err(Status::unimplemented("an agent does not know of others"))
+        let pods = self.list_pods(request).await?.into_inner();
+        let own = v1::NodePods {
+            answer: Some(self.own_answer()),
+            pods: Some(pods),
+        };
+        Ok(Response::new(Box::pin(stream::iter([Ok(own)]))))
     }
 
     async fn stream_events(
@@ -287,7 +429,8 @@ impl OrbitService for Orbit {
             mut network,
             mut syscall,
             syscall_sampling,
-            ..
+            nodes,
+            batch,
         } = request.into_inner();
         let invalid = |error: &dyn std::fmt::Display| Status::invalid_argument(error.to_string());
         // Who names neither gets both.
@@ -301,6 +444,28 @@ impl OrbitService for Orbit {
         resolve_selectors(&self.core, network.as_mut())?;
         if let Some(filter) = &mut syscall {
             resolve_pods(&self.core, &mut filter.pods)?;
+        }
+        if !self.is_asked(&nodes) {
+            let filters = [
+                network.as_mut().map(|filter| &mut filter.pods),
+                syscall.as_mut().map(|filter| &mut filter.pods),
+            ];
+            filters
+                .into_iter()
+                .flatten()
+                .for_each(|pods| *pods = vec![NOBODY.to_owned()]);
+            if wants_flows && network.is_none() {
+                network = Some(v1::FlowFilter {
+                    pods: vec![NOBODY.to_owned()],
+                    ..v1::FlowFilter::default()
+                });
+            }
+            if wants_calls && syscall.is_none() {
+                syscall = Some(v1::SyscallFilter {
+                    pods: vec![NOBODY.to_owned()],
+                    ..v1::SyscallFilter::default()
+                });
+            }
         }
         let flows = LiveFilter::new(network.as_ref()).map_err(|error| invalid(&error))?;
         let told = &self.core.syscalls.live.told;
@@ -334,7 +499,7 @@ impl OrbitService for Orbit {
             let _permit = permit;
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = forward(core, flows, calls, sender) => {}
+                () = forward(core, flows, calls, batch, sender) => {}
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
@@ -383,6 +548,7 @@ async fn forward(
     core: Arc<Core>,
     mut flows: Option<(Subscription, LiveFilter)>,
     mut calls: Option<(CallSubscription, LiveCallFilter)>,
+    batch: bool,
     sender: mpsc::Sender<Result<StreamEventsResponse, Status>>,
 ) {
     let losses = |flows: bool, calls: bool| {
@@ -435,11 +601,55 @@ async fn forward(
                 Some(Ok(Some(event))) => stream_events_response::Event::Syscall(event.message(&core.node)),
             },
         };
-        let response = StreamEventsResponse { event: Some(event) };
+        let mut response = StreamEventsResponse { event: Some(event) };
+        if batch {
+            // What is there already comes along; nothing is waited for.
+            let mut events = vec![response];
+            while events.len() < EVENTS_A_MESSAGE
+                && let Some(event) = ready_event(&core, &mut flows, &mut calls, &mut missed)
+            {
+                events.push(StreamEventsResponse { event: Some(event) });
+            }
+            response = match events.len() {
+                1 => events.remove(0),
+                _ => StreamEventsResponse {
+                    event: Some(stream_events_response::Event::Batch(v1::EventBatch { events })),
+                },
+            };
+        }
         if sender.send_timeout(Ok(response), PATIENCE).await.is_err() {
             return;
         }
     }
+}
+
+/// The next event that is there already and that the client wants. Those that were missed are added to `missed`.
+fn ready_event(
+    core: &Core,
+    flows: &mut Option<(Subscription, LiveFilter)>,
+    calls: &mut Option<(CallSubscription, LiveCallFilter)>,
+    missed: &mut u64,
+) -> Option<stream_events_response::Event> {
+    // Bounded, so that events that nobody wants do not keep those that are.
+    for _ in 0..EVENTS_A_MESSAGE {
+        match next_flow(flows).now_or_never() {
+            Some(Some(Ok(Some(event)))) => {
+                return Some(stream_events_response::Event::Network(event.message(&core.node)));
+            }
+            Some(Some(Err(count))) => *missed += count,
+            Some(Some(Ok(None))) => {}
+            Some(None) => return None,
+            None => match next_call(calls).now_or_never() {
+                Some(Some(Ok(Some(event)))) => {
+                    return Some(stream_events_response::Event::Syscall(event.message(&core.node)));
+                }
+                Some(Some(Err(count))) => *missed += count,
+                Some(Some(Ok(None))) => {}
+                Some(None) | None => return None,
+            },
+        }
+    }
+    None
 }
 
 /// The next event of a flow, if the client wants it, or how many were missed; never, if it wants none. Cancel safe.

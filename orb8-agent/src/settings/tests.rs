@@ -84,8 +84,9 @@ fn every_setting_can_be_given_in_each_place_and_is_shown_so() {
         "metrics_port" => "1",
         "metrics" | "sockets" | "tcp_health" | "kubernetes" | "conntrack" | "dns" => "off",
         "kubeconfig" => "/tmp/kubeconfig",
+        "insecure" => "on",
         "watch_pods" => "node",
-        "metrics_series" | "flow_entries" | "stream_buffer" | "history_flows" => "5000",
+        "metrics_series" | "flow_entries" | "stream_buffer" | "history_flows" | "grpc_connections" => "5000",
         "syscall_callers" | "syscall_latencies" | "syscall_series" => "5000",
         "syscall_mode" => "latency",
         "syscall_ring_size" | "syscall_history_bytes" => "32MiB",
@@ -101,7 +102,9 @@ fn every_setting_can_be_given_in_each_place_and_is_shown_so() {
         "log" => "info,orb8_agent=debug",
         _ => panic!("no value for {key}"),
     };
-    for definition in DEFINITIONS {
+    // Each of these alone is refused: see `certificates_are_given_together`.
+    let alone = |key: &str| !key.starts_with("tls_");
+    for definition in DEFINITIONS.iter().filter(|definition| alone(definition.key)) {
         let (key, value) = (definition.key, other(definition.key));
         let names = definition.names();
         let cases = [
@@ -473,4 +476,36 @@ proptest! {
         let values = |all: Vec<v1::Setting>| all.into_iter().map(|one| one.value).collect::<Vec<_>>();
         prop_assert_eq!(values(again.describe()), values(described));
     }
+}
+
+#[test]
+fn certificates_are_given_together() {
+    let all = ["--tls-ca", "/ca", "--tls-cert", "/cert", "--tls-key", "/key"];
+    let settings = Case::new().flags(&all).load().unwrap();
+    let files = settings.tls().unwrap();
+    assert_eq!(files.ca, Path::new("/ca"));
+    assert_eq!(files.key.as_deref(), Some(Path::new("/key")));
+    assert_eq!(settings.source("tls_key"), Some(Source::Flag));
+    for left_out in 0..3 {
+        let mut some = all.to_vec();
+        some.drain(2 * left_out..2 * left_out + 2);
+        let error = Case::new().flags(&some).load().unwrap_err().to_string();
+        assert!(error.contains("tls_") && error.contains("is not"), "{error}");
+    }
+    assert_eq!(Case::new().load().unwrap().tls(), None);
+}
+
+#[test]
+fn plain_text_stays_on_loopback_unless_it_may_not() {
+    let open = ["--grpc-address", "0.0.0.0"];
+    let error = Case::new().flags(&open).load().unwrap_err().to_string();
+    for told in ["grpc_address", "0.0.0.0", "tls_cert", "--insecure"] {
+        assert!(error.contains(told), "{error}");
+    }
+    let insecure = Case::new()
+        .flags(&[&open[..], &["--insecure", "on"]].concat())
+        .load()
+        .unwrap();
+    assert_eq!(insecure.transport(), "plain text to the network (insecure)");
+    assert_eq!(Case::new().load().unwrap().transport(), "plain text on loopback");
 }

@@ -35,6 +35,9 @@ pub enum QueryError {
     /// Not a sort order.
     #[error("sort order {0} is not known to this agent (0 to 5)")]
     Sort(i32),
+    /// Not a choice of reports.
+    #[error("choice of reports {0} is not known to this agent (0 all, 1 own)")]
+    Reports(i32),
     /// Nothing to look for.
     #[error("a value in `{0}` of the filter is empty; give a name or leave it out")]
     Empty(&'static str),

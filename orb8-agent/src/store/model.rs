@@ -521,26 +521,27 @@ fn a_message_has_both_ends_the_health_and_the_peers_own_report() {
     );
 
     // The filter knows the peer by its own report as well.
-    let by_owner = |name: &str| {
+    let by_owner = |name: &str, reports: v1::FlowReports| {
         let filter = v1::FlowFilter {
             owners: vec![name.to_owned()],
             ..Default::default()
         };
-        ask(
+        let answer = ask(
             &history,
             &owners,
             &v1::FlowQuery {
                 filter: Some(filter),
+                reports: reports.into(),
                 ..Default::default()
             },
-        )
-        .flows
-        .len()
+        );
+        assert_eq!(answer.summary.matched_flows, answer.flows.len() as u64);
+        answer.flows.len()
     };
-    assert_eq!(
-        (by_owner("client"), by_owner("server"), by_owner("nobody")),
-        (2, 2, 0)
-    );
+    for (name, either_end, own) in [("client", 2, 1), ("server", 2, 1), ("nobody", 0, 0)] {
+        assert_eq!(by_owner(name, v1::FlowReports::All), either_end, "{name}");
+        assert_eq!(by_owner(name, v1::FlowReports::Own), own, "{name}");
+    }
 
     // The record without a flow is given up after the next interval.
     let unmatched = |history: &History| {

@@ -156,6 +156,11 @@ impl History {
     ) -> Result<Selection, QueryError> {
         let filter = Filter::new(query.filter.as_ref())?;
         let sort = v1::FlowSort::try_from(query.sort).map_err(|_| QueryError::Sort(query.sort))?;
+        let own_reports = match v1::FlowReports::try_from(query.reports) {
+            Ok(v1::FlowReports::All) => false,
+            Ok(v1::FlowReports::Own) => true,
+            Err(_) => return Err(QueryError::Reports(query.reports)),
+        };
         let since = nanoseconds("since", query.since.as_ref())?;
         let until = nanoseconds("until", query.until.as_ref())?;
         if let (Some(since), Some(until)) = (since, until)
@@ -194,11 +199,15 @@ impl History {
             if !detail && !flow.is_remainder() {
                 return;
             }
-            if filter.asks_for_owners()
-                && !self.matches_owner(&mut matching, flow, owners)
-                && !filter.matches_service_namespace(self.flows.vias.get(flow.via))
-            {
-                return;
+            if filter.asks_for_owners() && !matching.matches(flow.owner) {
+                // Whose own report it is does not meet the filter; the other end may.
+                let mut other_end = || {
+                    self.matches_peer(&mut matching, flow, owners)
+                        || filter.matches_service_namespace(self.flows.vias.get(flow.via))
+                };
+                if own_reports || !other_end() {
+                    return;
+                }
             }
             if filter.asks_for_peers() {
                 let peer = self.reported_peer(flow, owners).unwrap_or(flow.peer);
@@ -303,10 +312,7 @@ impl History {
         notes
     }
 
-    fn matches_owner(&self, matching: &mut OwnerMatches<'_>, flow: &Flow, owners: &OwnerTable) -> bool {
-        if matching.matches(flow.owner) {
-            return true;
-        }
+    fn matches_peer(&self, matching: &mut OwnerMatches<'_>, flow: &Flow, owners: &OwnerTable) -> bool {
         if flow.is_remainder() {
             return false;
         }

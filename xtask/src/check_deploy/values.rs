@@ -16,7 +16,18 @@ use super::{
 
 const CHART: &str = "deploy/helm/orb8";
 /// Settings that the chart has no key for: it sets them itself, its probes need them, or there is no such file in a pod.
-const NOT_OFFERED: &[&str] = &["kubeconfig", "metrics", "metrics_address", "metrics_port", "node"];
+const NOT_OFFERED: &[&str] = &[
+    "grpc_address",
+    "insecure",
+    "kubeconfig",
+    "metrics",
+    "metrics_address",
+    "metrics_port",
+    "node",
+    "tls_ca",
+    "tls_cert",
+    "tls_key",
+];
 
 fn read(root: &Path, file: &str) -> Result<String> {
     fs::read_to_string(root.join(file)).with_context(|| format!("cannot read {file}"))
