@@ -338,7 +338,7 @@ async fn heartbeat(client: &mut OrbitServiceClient<Channel>, deadline: Duration)
             Err(status) => return Err(status),
         };
         let round_trip = clock.elapsed();
-        let middle = sent + round_trip.as_nanos() as i128 / 2;
+        let middle = sent + round_trip.as_nanos().cast_signed() / 2;
         let offset_ns = info
             .time
             .as_ref()

@@ -191,7 +191,7 @@ impl State {
             .discovery
             .watches
             .iter()
-            .map(|watch| watch.status())
+            .map(crate::watching::WatchState::status)
             .collect();
         let failed = watches.iter().find(|watch| watch.state() != v1::State::Active);
         KubernetesStatus {

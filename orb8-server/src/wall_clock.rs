@@ -8,7 +8,7 @@ use prost_types::Timestamp;
 pub(crate) fn now_ns() -> i128 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_nanos() as i128)
+        .map_or(0, |since| since.as_nanos().cast_signed())
 }
 
 /// As nanoseconds since 1970.

@@ -93,10 +93,13 @@ impl Watched<EndpointSlice> for Slices {
     }
 }
 
+/// Not ready, IPv6, pod, address: the least is taken.
+type Rank = (bool, bool, String, String);
+
 /// The agents in these slices: one for each node, whatever addresses it has. Of two on one node, one that is ready goes
 /// before one that is not, IPv4 before IPv6, and a name before another: the choice is the same each time.
 fn agents<'a>(slices: impl Iterator<Item = &'a EndpointSlice>) -> Agents {
-    let mut best: BTreeMap<String, ((bool, bool, String, String), Found)> = BTreeMap::new();
+    let mut best: BTreeMap<String, (Rank, Found)> = BTreeMap::new();
     let mut pods: BTreeMap<String, HashSet<String>> = BTreeMap::new();
     for slice in slices {
         let port = slice
