@@ -40,12 +40,20 @@ impl FakeApi {
         kube::Client::new(service, "default")
     }
 
-    async fn answer(&self, request: Request<Body>) -> Result<Response<Body>, std::io::Error> {
+    async fn answer<B>(&self, request: Request<B>) -> Result<Response<Body>, std::io::Error>
+    where
+        B: hyper::body::Body,
+        B::Error: std::fmt::Display,
+    {
         if self.0.away.load(Ordering::SeqCst) {
             return Err(std::io::Error::other("connection refused"));
         }
         let (parts, body) = request.into_parts();
-        let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
+        let body = body
+            .collect()
+            .await
+            .map_err(|error| std::io::Error::other(error.to_string()))?
+            .to_bytes();
         let sent: Value = serde_json::from_slice(&body).unwrap_or_default();
         // Others get their turn, as they would with a real one.
         tokio::task::yield_now().await;
@@ -145,6 +153,25 @@ impl FakeApi {
     /// What is stored at a path.
     pub(crate) fn get(&self, path: &str) -> Option<Value> {
         self.0.objects.lock().unwrap().get(path).cloned()
+    }
+
+    /// Serves plain HTTP on loopback until `stop`; where.
+    pub(crate) async fn serve(&self, stop: &tokio_util::sync::CancellationToken) -> std::net::SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (api, stop) = (self.clone(), stop.clone());
+        tokio::spawn(stop.run_until_cancelled_owned(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let api = api.clone();
+                let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+                    let api = api.clone();
+                    async move { api.answer(request).await }
+                });
+                let stream = hyper_util::rt::TokioIo::new(stream);
+                tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(stream, service));
+            }
+        }));
+        address
     }
 
     /// Changes what is stored at a path, as somebody else would.
