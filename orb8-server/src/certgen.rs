@@ -47,7 +47,7 @@ pub struct Options {
     #[arg(long, env = "POD_NAMESPACE")]
     pub namespace: Option<String>,
     /// Write files below this directory instead of Secrets
-    #[arg(long, value_name = "DIR", conflicts_with = "namespace")]
+    #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Name of the server's Service, which its certificate is for as well
     #[arg(long, default_value = "orb8-server", value_name = "NAME")]

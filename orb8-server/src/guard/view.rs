@@ -238,6 +238,7 @@ impl View {
         for answer in answers {
             strip_answer(answer);
             if self.kept_back {
+                // Of a node that is known by its agent's address alone it is not known which rows are its own.
                 answer.items = self.given.by_node.get(&answer.name).copied().unwrap_or_default();
             }
         }
