@@ -1,7 +1,11 @@
 //! What can be typed. Each option is defined once, here; what it means is resolved in the module that uses it.
 
+mod config;
+mod nodes;
 mod syscall;
 
+pub(crate) use config::*;
+pub(crate) use nodes::*;
 pub(crate) use syscall::*;
 
 use std::{path::PathBuf, time::Duration};
@@ -11,7 +15,10 @@ use clap::{
     builder::{NonEmptyStringValueParser, ValueParser},
 };
 
-use crate::{connect::AgentAddress, filter};
+use crate::{
+    address::{AgentAddress, ServerAddress},
+    filter,
+};
 
 const START: &str = "\
 First steps:
@@ -28,15 +35,21 @@ With an agent, which keeps recent history, so that answers come at once (`sudo o
   orb8 --agent node1:9090 flows -o json
 
 In a Kubernetes cluster, through your kubeconfig, as kubectl does it:
+  orb8 nodes                  which nodes have an agent, and which of them answer
   orb8 flows -A               who talks to whom, all namespaces, all nodes
   orb8 flows --edges -n shop  each flow once: what was sent, what arrived, what got lost
   orb8 pods -A                every pod, and whether its traffic can be told apart
   orb8 syscalls -A --by pod   what each pod asks of the kernel; --waits: what it waits for
 
-Who answers, the first that is there: --agent or ORB8_AGENT; --standalone; --context and the other
-options of a cluster; the agent at 127.0.0.1:9090; the agents of the kubeconfig's current cluster,
-through its API server (pods that are labelled app.kubernetes.io/name=orb8-agent; needs the rights
-to list pods and to create pods/portforward in their namespace); else standalone.
+Who answers, the first that is there: --server, --agent, --standalone; --context and the other
+options of a cluster; ORB8_SERVER; ORB8_AGENT; the current context of `orb8 config`; the agent at
+127.0.0.1:9090; the orb8-server of the kubeconfig's current cluster, else its agents, through the
+API server (pods labelled app.kubernetes.io/name=orb8-server or orb8-agent; needs the rights to list
+pods and to create pods/portforward in their namespace, and to get the Secret orb8-operator-tls
+there, which is the certificate to show); else standalone.
+
+Over several nodes, --pod and --workload show each flow once, as the pod's own node has it;
+--edges asks both ends.
 
 Exit codes: 0 done, 1 failed, 2 bad usage, 3 partial answer with --strict.";
 
@@ -114,7 +127,7 @@ pub(crate) struct Cli {
 }
 
 /// Who answers.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Who answers")]
 pub(crate) struct TargetArgs {
     /// Ask the agent at this address [env: ORB8_AGENT]; repeat or separate by commas to ask several as one. Without:
@@ -128,7 +141,34 @@ pub(crate) struct TargetArgs {
     #[arg(long, global = true, value_name = "NAME|PATTERN", value_parser = ValueParser::new(interface))]
     pub(crate) interface: Vec<String>,
     #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
+}
+
+/// Which server answers, and who asks it.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Server and certificates")]
+pub(crate) struct ServerArgs {
+    /// Ask the orb8-server at this address, which asks all nodes [env: ORB8_SERVER]
+    #[arg(long, global = true, value_name = "HOST:PORT", conflicts_with_all = ["agent", "standalone", "interface"])]
+    pub(crate) server: Option<ServerAddress>,
+    /// Certificate authorities, in PEM, that the server's (or agent's) certificate must come from [env: ORB8_TLS_CA]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// Your certificate, in PEM, for the DNS name operator.orb8 [env: ORB8_TLS_CERT]
+    #[arg(long, global = true, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Your certificate's private key, in PEM [env: ORB8_TLS_KEY]
+    #[arg(long, global = true, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// File with a bearer token, which the server has Kubernetes check; instead of a certificate [env: ORB8_TOKEN, the
+    /// token itself]
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "tls_cert")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Speak plain text to another machine: whoever is on the way can read and change it
+    #[arg(long, global = true)]
+    pub(crate) insecure: bool,
 }
 
 /// Which cluster's agents answer. Any of these means: those, not an agent of this machine.
@@ -138,25 +178,28 @@ pub(crate) struct ClusterArgs {
     /// Ask the cluster's agents as this kubeconfig says [env: KUBECONFIG; default: ~/.kube/config]
     #[arg(long, global = true, value_name = "FILE", conflicts_with_all = ["agent", "standalone", "interface"])]
     pub(crate) kubeconfig: Option<PathBuf>,
-    /// Ask the agents of this context's cluster
+    /// Ask as this context says: one that `orb8 config` saved, else one of the kubeconfig
     #[arg(
         long, global = true, value_name = "NAME", value_parser = NonEmptyStringValueParser::new(),
         conflicts_with_all = ["agent", "standalone", "interface"]
     )]
     pub(crate) context: Option<String>,
-    /// Namespace of the agents' pods [default: `orb8`, else wherever they are]
+    /// Namespace of the server's and the agents' pods [default: `orb8`, else wherever they are]
     #[arg(
         long, global = true, value_name = "NAME", value_parser = NonEmptyStringValueParser::new(),
         conflicts_with_all = ["agent", "standalone", "interface"]
     )]
     pub(crate) agent_namespace: Option<String>,
-    /// Ask the agent of this node only; repeat or separate by commas
+    /// Of this node only; repeat or separate by commas
     #[arg(
         long, global = true, value_name = "NAME", value_delimiter = ',',
         value_parser = NonEmptyStringValueParser::new(),
         conflicts_with_all = ["agent", "standalone", "interface"]
     )]
     pub(crate) node: Vec<String>,
+    /// Ask each agent from here, though there is a server
+    #[arg(long, global = true, conflicts_with_all = ["agent", "standalone", "interface", "server"])]
+    pub(crate) direct: bool,
 }
 
 impl ClusterArgs {
@@ -166,6 +209,7 @@ impl ClusterArgs {
             || self.context.is_some()
             || self.agent_namespace.is_some()
             || !self.node.is_empty()
+            || self.direct
     }
 }
 
@@ -177,6 +221,8 @@ pub(crate) enum Command {
     Flows(Box<FlowsArgs>),
     /// Pods, and what is known of each: interfaces, cgroups, and whether its traffic can be told apart
     Pods(PodsArgs),
+    /// Nodes and their agents: who answers, since when, and how far its clock is off
+    Nodes(NodesArgs),
     /// System calls: what each pod asks of the kernel, how often, how it ended and how long it took
     Syscalls(Box<SyscallsArgs>),
     /// Show or switch what the agents measure of system calls: nothing, counts, or errors and times too
@@ -191,6 +237,8 @@ pub(crate) enum Command {
     ///
     /// Exit code 1 if something keeps the probes from running at all.
     Doctor(DoctorArgs),
+    /// Contexts: where a server is and who asks it, saved under a name
+    Config(ConfigArgs),
     /// Print a shell's completion script
     ///
     /// For example: orb8 completions bash > /etc/bash_completion.d/orb8

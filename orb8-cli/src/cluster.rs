@@ -1,27 +1,41 @@
-//! The agents of a Kubernetes cluster, reached as `kubectl port-forward` does it: through the API server, with the
+//! The server of a Kubernetes cluster, or its agents, reached as `kubectl port-forward` does it: through the API server, with the
 //! rights of the user's kubeconfig. Nothing has to listen outside of the cluster.
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
+use anyhow::anyhow;
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::{
     Api, Config,
     api::ListParams,
-    client::UpgradeConnectionError,
+    client::{ConfigExt as _, UpgradeConnectionError},
     config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
+use orb8_fleet::{Clock, Member, Reach, Trouble};
+use orb8_proto::v1::{NodeInfo, NodeState};
+use orb8_tls::{AGENT, Connector, Material, SERVER, TlsStream};
 use tokio::io::DuplexStream;
+use tokio_util::either::Either;
 use tonic::transport::Endpoint;
+use tower::ServiceExt as _;
 
 use crate::{
-    args::ClusterArgs,
+    args::{ClusterArgs, TargetArgs},
     exit::Usage,
-    fleet::{Fleet, Member, Trouble, innermost},
+    fleet::{Bearer, Fleet, innermost},
 };
 
 /// Label of the agents' pods, as `deploy/` sets it.
 const SELECTOR: &str = "app.kubernetes.io/name=orb8-agent";
+/// The same of the servers' pods.
+const SERVER_SELECTOR: &str = "app.kubernetes.io/name=orb8-server";
+/// Port of a server in its pod.
+const SERVER_PORT: u16 = 8080;
+/// Where certificates are, as `deploy/` makes them.
+const OPERATOR_SECRET: &str = "orb8-operator-tls";
+const CA_CONFIG_MAP: &str = "orb8-ca";
 /// Where the agents are looked for first.
 const NAMESPACE: &str = "orb8";
 /// Port of an agent in its pod.
@@ -79,11 +93,12 @@ impl ClusterError {
     }
 }
 
-/// Finds the agents, and prepares a connection to each. Connections are made when they are needed.
+/// Finds the server, else the agents, and prepares connections. They are made when they are needed.
 ///
 /// # Errors
 /// [`ClusterError`], or bad usage.
-pub(crate) async fn find(args: &ClusterArgs) -> anyhow::Result<Fleet> {
+pub(crate) async fn find(target: &TargetArgs) -> anyhow::Result<Fleet> {
+    let args = &target.cluster;
     let (config, context) = config(args).await?;
     let server = config.cluster_url.to_string();
     let namespace = config.default_namespace.clone();
@@ -92,19 +107,39 @@ pub(crate) async fn find(args: &ClusterArgs) -> anyhow::Result<Fleet> {
         server: server.clone(),
         why,
     };
+    let bearer = bearer_of(&config).await;
     let client = kube::Client::try_from(config).map_err(|error| unreachable(innermost(&error)))?;
-    let (pods, looked) = tokio::time::timeout(LIST_TIMEOUT, list(&client, args.agent_namespace.as_deref()))
-        .await
-        .map_err(|_| unreachable(format!("no answer within {} s", LIST_TIMEOUT.as_secs())))?
-        .map_err(|(error, namespace)| match status_of(&error) {
-            Some(401) => unreachable("it does not know you (401): log in anew".to_owned()),
-            Some(403) => ClusterError::Forbidden {
-                context: context.clone(),
-                what: "list pods".to_owned(),
-                namespace: namespace.unwrap_or_else(|| NAMESPACE.to_owned()),
-            },
-            _ => unreachable(why(&error)),
-        })?;
+    let looked_for = |selector: &'static str| {
+        let (client, unreachable, context) = (&client, &unreachable, &context);
+        async move {
+            tokio::time::timeout(
+                LIST_TIMEOUT,
+                list(client, args.agent_namespace.as_deref(), selector),
+            )
+            .await
+            .map_err(|_| unreachable(format!("no answer within {} s", LIST_TIMEOUT.as_secs())))?
+            .map_err(|(error, namespace)| match status_of(&error) {
+                Some(401) => unreachable("it does not know you (401): log in anew".to_owned()),
+                Some(403) => ClusterError::Forbidden {
+                    context: context.clone(),
+                    what: "list pods".to_owned(),
+                    namespace: namespace.unwrap_or_else(|| NAMESPACE.to_owned()),
+                },
+                _ => unreachable(why(&error)),
+            })
+        }
+    };
+    if !args.direct {
+        let (pods, _) = looked_for(SERVER_SELECTOR).await?;
+        if let Some(found) = pods.first().and_then(|pod| pod.metadata.namespace.clone()) {
+            let (tls, token) = server_credentials(&client, target, &found, bearer).await?;
+            return Ok(server_fleet(&client, &found, &context, tls, &token)?
+                .in_namespace(namespace)
+                .of_nodes(args.node.clone()));
+        }
+    }
+    let (pods, looked) = looked_for(SELECTOR).await?;
+    let agent_namespace = pods.first().and_then(|pod| pod.metadata.namespace.clone());
     let mut agents = by_node(pods);
     if agents.is_empty() {
         return Err(ClusterError::NoAgents { context, looked }.into());
@@ -120,23 +155,33 @@ pub(crate) async fn find(args: &ClusterArgs) -> anyhow::Result<Fleet> {
         }
         agents.retain(|node, _| args.node.contains(node));
     }
-    let mut members = Vec::new();
-    let mut missing = Vec::new();
-    for (node, agent) in agents {
-        match agent.trouble() {
-            Some(why) => missing.push((format!("node {node}"), why)),
-            None => members.push(member(&client, &node, agent, &context)),
-        }
+    let tls = match (target.server.connector(AGENT)?, &agent_namespace) {
+        (Some(tls), _) => Some(tls),
+        (None, Some(namespace)) => match operator(&client, namespace).await {
+            Operator::Is(material) => Some(Connector::new(material, AGENT)?),
+            Operator::Unknown | Operator::Hidden => None,
+        },
+        (None, None) => None,
+    };
+    let members: Vec<Member> = agents
+        .into_iter()
+        .map(|(node, agent)| member(&client, &node, agent, &context, tls.clone()))
+        .collect();
+    let away: Vec<String> = members
+        .iter()
+        .filter_map(|member| match &member.reach {
+            Reach::Away { reason, .. } => Some(format!("node {}: {reason}", member.name)),
+            Reach::Channel(_) => None,
+        })
+        .collect();
+    if away.len() == members.len() {
+        return Err(unreachable(format!(
+            "no agent runs ({})",
+            away[..away.len().min(3)].join("; ")
+        ))
+        .into());
     }
-    if members.is_empty() {
-        let told: Vec<String> = missing
-            .iter()
-            .take(3)
-            .map(|(node, why)| format!("{node}: {why}"))
-            .collect();
-        return Err(unreachable(format!("no agent runs ({})", told.join("; "))).into());
-    }
-    Ok(Fleet::many(members, missing, format!("context {context}")).in_namespace(namespace))
+    Ok(Fleet::many(members, format!("context {context}")).in_namespace(namespace))
 }
 
 /// The configuration and the name of its context.
@@ -177,12 +222,13 @@ fn default_kubeconfig() -> Result<Option<Kubeconfig>, KubeconfigError> {
     Kubeconfig::read().map(Some)
 }
 
-/// Pods of agents, and where they were looked for; or the error, and in which namespace.
+/// Pods that are labelled so, and where they were looked for; or the error, and in which namespace.
 async fn list(
     client: &kube::Client,
     namespace: Option<&str>,
+    selector: &str,
 ) -> Result<(Vec<Pod>, String), (kube::Error, Option<String>)> {
-    let params = ListParams::default().labels(SELECTOR);
+    let params = ListParams::default().labels(selector);
     if let Some(namespace) = namespace {
         let pods = Api::<Pod>::namespaced(client.clone(), namespace)
             .list(&params)
@@ -265,12 +311,31 @@ fn by_node(pods: Vec<Pod>) -> BTreeMap<String, AgentPod> {
     agents
 }
 
-fn member(client: &kube::Client, node: &str, agent: AgentPod, context: &str) -> Member {
+fn member(
+    client: &kube::Client,
+    node: &str,
+    agent: AgentPod,
+    context: &str,
+    tls: Option<Connector>,
+) -> Member {
     let trouble = Trouble::default();
-    let title = format!(
-        "the agent of node {node} (pod {}/{})",
-        agent.namespace, agent.name
-    );
+    let info = NodeInfo {
+        name: node.to_owned(),
+        agent: format!("{}/{}", agent.namespace, agent.name),
+        ..NodeInfo::default()
+    };
+    if let Some(reason) = agent.trouble() {
+        return Member {
+            name: node.to_owned(),
+            reach: Reach::Away {
+                state: NodeState::Unreachable,
+                reason,
+            },
+            clock: Clock::default(),
+            info,
+            trouble,
+        };
+    }
     let way = Way {
         pods: Api::namespaced(client.clone(), &agent.namespace),
         node: node.to_owned(),
@@ -278,6 +343,7 @@ fn member(client: &kube::Client, node: &str, agent: AgentPod, context: &str) -> 
         namespace: agent.namespace,
         context: context.to_owned(),
         trouble: trouble.clone(),
+        tls,
     };
     let channel = Endpoint::from_static("http://agent.orb8")
         .http2_keep_alive_interval(Duration::from_secs(10))
@@ -285,13 +351,21 @@ fn member(client: &kube::Client, node: &str, agent: AgentPod, context: &str) -> 
         .connect_with_connector_lazy(tower::service_fn(move |_| {
             let way = way.clone();
             async move {
-                way.connect()
-                    .await
-                    .map(TokioIo::new)
-                    .map_err(std::io::Error::other)
+                let stream = way.connect().await.map_err(std::io::Error::other)?;
+                let secured = secure(stream, way.tls.as_ref()).await;
+                if let Err(error) = &secured {
+                    way.trouble.set(Some(error.to_string()));
+                }
+                secured.map(TokioIo::new)
             }
         }));
-    Member::new(channel, format!("node {node}"), title).with_deadline(trouble)
+    Member {
+        name: node.to_owned(),
+        reach: Reach::Channel(channel),
+        clock: Clock::default(),
+        info,
+        trouble,
+    }
 }
 
 /// How to get to one node's agent.
@@ -303,6 +377,17 @@ struct Way {
     namespace: String,
     context: String,
     trouble: Trouble,
+    tls: Option<Connector>,
+}
+
+/// A forwarded connection, secured if there are certificates.
+type Forwarded = Either<DuplexStream, Box<TlsStream<DuplexStream>>>;
+
+async fn secure(stream: DuplexStream, tls: Option<&Connector>) -> std::io::Result<Forwarded> {
+    Ok(match tls {
+        Some(tls) => Either::Right(Box::new(tls.connect(stream).await?)),
+        None => Either::Left(stream),
+    })
 }
 
 impl Way {
@@ -361,6 +446,160 @@ impl Way {
         }
         why(error)
     }
+}
+
+/// Whether the user may have the operator's certificate.
+enum Operator {
+    /// Yes.
+    Is(Material),
+    /// No.
+    Hidden,
+    /// There is none: plain text, or certificates by other means.
+    Unknown,
+}
+
+/// The operator's certificate, as `orb8-server certgen` (or cert-manager) keeps it.
+async fn operator(client: &kube::Client, namespace: &str) -> Operator {
+    let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
+    match secrets.get(OPERATOR_SECRET).await {
+        Ok(secret) => {
+            let mut data = secret.data.unwrap_or_default();
+            let mut take = |key: &str| data.remove(key).map(|value| value.0);
+            match (take("ca.crt"), take("tls.crt"), take("tls.key")) {
+                (Some(ca), Some(cert), Some(key)) => Operator::Is(Material::new(
+                    ca,
+                    Some((cert, key)),
+                    format!("Secret {namespace}/{OPERATOR_SECRET}"),
+                )),
+                _ => Operator::Unknown,
+            }
+        }
+        Err(error) if status_of(&error) == Some(403) => Operator::Hidden,
+        Err(_) => Operator::Unknown,
+    }
+}
+
+/// How to speak with the server, and as whom: by what was typed, else as an operator, else by the kubeconfig's token.
+async fn server_credentials(
+    client: &kube::Client,
+    target: &TargetArgs,
+    namespace: &str,
+    bearer: Option<String>,
+) -> anyhow::Result<(Option<Connector>, Bearer)> {
+    let typed = target.server.token()?;
+    if let Some(tls) = target.server.connector(SERVER)? {
+        return Ok((Some(tls), Bearer::new(typed.as_deref())?));
+    }
+    if typed.is_none() {
+        match operator(client, namespace).await {
+            Operator::Is(material) => {
+                return Ok((Some(Connector::new(material, SERVER)?), Bearer::default()));
+            }
+            // Nobody made certificates: whether the server does without, it will say.
+            Operator::Unknown => return Ok((None, Bearer::default())),
+            Operator::Hidden => {}
+        }
+    }
+    let no_right = |what: &str| {
+        anyhow!(
+            "you may not get the Secret {namespace}/{OPERATOR_SECRET}, which is an operator's certificate, and {what}: have \
+             yourself be given the right to get that Secret, or a token (--token-file) and the right to get the ConfigMap \
+             {namespace}/{CA_CONFIG_MAP}"
+        )
+    };
+    let Some(token) = typed.or(bearer) else {
+        return Err(no_right("the kubeconfig has no token"));
+    };
+    let maps = Api::<ConfigMap>::namespaced(client.clone(), namespace);
+    let ca = match maps.get(CA_CONFIG_MAP).await {
+        Ok(map) => map.data.and_then(|mut data| data.remove("ca.crt")),
+        Err(error) => {
+            return Err(no_right(&format!(
+                "the ConfigMap {CA_CONFIG_MAP} can't be read ({})",
+                why(&error)
+            )));
+        }
+    };
+    let ca = ca.ok_or_else(|| no_right(&format!("the ConfigMap {CA_CONFIG_MAP} has no ca.crt")))?;
+    let material = Material::new(
+        ca.into_bytes(),
+        None,
+        format!("ConfigMap {namespace}/{CA_CONFIG_MAP}"),
+    );
+    Ok((
+        Some(Connector::new(material, SERVER)?),
+        Bearer::new(Some(&token))?,
+    ))
+}
+
+/// The token that the kubeconfig's user shows the API server, if it is by a token.
+async fn bearer_of(config: &Config) -> Option<String> {
+    let layer = config.auth_layer().ok()??;
+    // The layer itself knows files, plugins and their renewal: it is asked what it would add to a request.
+    let echo = tower::service_fn(|request: Request<kube::client::Body>| async move {
+        Ok::<_, tower::BoxError>(Response::new(request.headers().get("authorization").cloned()))
+    });
+    let service = tower::ServiceBuilder::new().layer(layer).service(echo);
+    let asked = service.oneshot(Request::new(kube::client::Body::empty()));
+    let header = tokio::time::timeout(LIST_TIMEOUT, asked)
+        .await
+        .ok()?
+        .ok()?
+        .into_body()?;
+    Some(header.to_str().ok()?.strip_prefix("Bearer ")?.to_owned())
+}
+
+/// A server of the cluster: whichever of its pods is ready when a connection is made.
+fn server_fleet(
+    client: &kube::Client,
+    namespace: &str,
+    context: &str,
+    tls: Option<Connector>,
+    bearer: &Bearer,
+) -> anyhow::Result<Fleet> {
+    let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+    let channel = Endpoint::from_static("http://server.orb8")
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .connect_with_connector_lazy(tower::service_fn(move |_| {
+            let (pods, tls) = (pods.clone(), tls.clone());
+            async move {
+                let stream = to_server(&pods).await.map_err(std::io::Error::other)?;
+                secure(stream, tls.as_ref()).await.map(TokioIo::new)
+            }
+        }));
+    Ok(Fleet::server(
+        channel,
+        bearer.clone(),
+        format!("context {context}"),
+        format!("the server of context {context}"),
+    ))
+}
+
+/// A stream to the port of one of the servers, the ready ones first.
+async fn to_server(pods: &Api<Pod>) -> Result<DuplexStream, String> {
+    let params = ListParams::default().labels(SERVER_SELECTOR);
+    let listed = pods.list(&params).await.map_err(|error| why(&error))?;
+    let mut servers: Vec<AgentPod> = listed.items.into_iter().map(AgentPod::of).collect();
+    servers.sort_by_key(|server| std::cmp::Reverse(server.rank()));
+    let mut told = "no pod of the server runs".to_owned();
+    for server in servers.iter().filter(|server| server.phase == "Running") {
+        match pods.portforward(&server.name, &[SERVER_PORT]).await {
+            Ok(mut forwarder) => {
+                if let Some(stream) = forwarder.take_stream(SERVER_PORT) {
+                    return Ok(stream);
+                }
+            }
+            Err(error) if status_of(&error) == Some(403) => {
+                return Err(format!(
+                    "you may not forward a port to {}/{}: that takes the right to create pods/portforward there",
+                    server.namespace, server.name
+                ));
+            }
+            Err(error) => told = format!("pod {}/{}: {}", server.namespace, server.name, why(&error)),
+        }
+    }
+    Err(told)
 }
 
 /// The HTTP status that the API server answered with, if it did.

@@ -1,9 +1,11 @@
 //! The verbs, one file each, and what they have in common: finding who answers, and ending in good order.
 
 mod completions;
+mod config;
 mod doctor;
 mod flows;
 mod man;
+mod nodes;
 mod pods;
 mod profile;
 mod status;
@@ -46,6 +48,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Completions { shell } => {
             local("completions", &target).and_then(|()| completions::run(shell))
         }
+        Command::Config(args) => config::run(&args, &target),
         Command::Man { dir } => local("man", &target).and_then(|()| man::run(dir.as_deref())),
         asked => runtime()?.block_on(ask(&target, asked)),
     }
@@ -56,10 +59,11 @@ fn local(verb: &str, target: &TargetArgs) -> anyhow::Result<()> {
     if !target.agent.is_empty()
         || target.standalone
         || !target.interface.is_empty()
+        || target.server.server.is_some()
         || target.cluster.is_asked()
     {
         return Err(Usage(format!(
-            "`orb8 {verb}` is about this machine and asks no agent: leave --agent, --standalone, --interface and the cluster's options out"
+            "`orb8 {verb}` is about this machine and asks no agent: leave --agent, --server, --standalone, --interface and the cluster's options out"
         ))
         .into());
     }
@@ -80,6 +84,7 @@ async fn ask(target: &TargetArgs, command: Command) -> anyhow::Result<Outcome> {
     let result = match command {
         Command::Status(args) => unless_stopped(&stop, status::run(&fleet, &args)).await,
         Command::Pods(args) => unless_stopped(&stop, pods::run(&fleet, &args)).await,
+        Command::Nodes(args) => unless_stopped(&stop, nodes::run(&fleet, &args)).await,
         Command::Flows(args) => flows::run(&fleet, &args, &stop).await,
         Command::Syscalls(args) => syscalls::run(&fleet, &args, &stop).await,
         Command::SyscallMode(args) => unless_stopped(&stop, syscall_mode::run(&fleet, &args)).await,
@@ -91,7 +96,9 @@ async fn ask(target: &TargetArgs, command: Command) -> anyhow::Result<Outcome> {
             ProfileKind::Seccomp(args) => profile::run(&fleet, &args, &stop).await,
         },
         Command::Top(args) => top::run(&fleet, &args, &stop).await,
-        Command::Doctor(_) | Command::Completions { .. } | Command::Man { .. } => Ok(Outcome::Done),
+        Command::Doctor(_) | Command::Completions { .. } | Command::Config(_) | Command::Man { .. } => {
+            Ok(Outcome::Done)
+        }
     };
     let stopped = fleet.stop().await;
     let outcome = result?;

@@ -1,24 +1,26 @@
-//! Finding who answers: the agents that were named, the agent of this machine, the agents of a cluster, or an agent
-//! in this process.
+//! Finding who answers: the server or the agents that were named, the agent of this machine, a cluster, or an agent in
+//! this process.
 
-use std::{env, fmt, str::FromStr, time::Duration};
+use std::{env, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use orb8_agent::settings::SyscallMode;
-use orb8_proto::v1::GetAgentStatusRequest;
+use orb8_fleet::{Clock, Member, Reach, Trouble};
+use orb8_proto::v1::{GetAgentStatusRequest, NodeInfo};
+use orb8_tls::{AGENT, SERVER, dial};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
-    args::TargetArgs,
+    address::{Address, AgentAddress, ServerAddress},
+    args::{ClusterArgs, ServerArgs, TargetArgs},
     cluster::{self, ClusterError},
+    contexts::{Contexts, Saved},
     exit::Usage,
-    fleet::{Fleet, Member, Trouble, innermost},
+    fleet::{Bearer, Fleet, innermost},
     standalone::{Standalone, StandaloneOptions},
     terminal,
 };
 
-/// Port of an agent, where none is given.
-const PORT: u16 = 9090;
 /// Where an agent is looked for when none is named.
 const LOCAL: &str = "127.0.0.1:9090";
 /// How long the look takes at most. On loopback an agent takes the connection at once.
@@ -28,62 +30,32 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long connecting to a named agent takes at most.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// `HOST:PORT` of an agent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct AgentAddress(String);
-
-impl fmt::Display for AgentAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl FromStr for AgentAddress {
-    type Err = String;
-
-    /// `HOST`, `HOST:PORT`, `[IPV6]:PORT` or a bare IPv6 address; `http://` in front is allowed.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let expected = || "HOST:PORT (node1:9090, 10.0.0.5:9090, [fd00::1]:9090) is needed".to_owned();
-        let bare = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
-        if let Ok(ip) = bare.parse::<std::net::Ipv6Addr>() {
-            return Ok(Self(format!("[{ip}]:{PORT}")));
-        }
-        let (host, port) = match bare.rsplit_once(':') {
-            Some((host, port)) if !bare.ends_with(']') => {
-                let port = port
-                    .parse::<u16>()
-                    .ok()
-                    .filter(|port| *port != 0)
-                    .ok_or_else(expected)?;
-                (host, port)
-            }
-            _ => (bare, PORT),
-        };
-        let valid = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-            Some(ip) => ip.parse::<std::net::Ipv6Addr>().is_ok(),
-            None => {
-                !host.is_empty()
-                    && host
-                        .chars()
-                        .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
-            }
-        };
-        if valid {
-            Ok(Self(format!("{host}:{port}")))
-        } else {
-            Err(expected())
-        }
-    }
-}
-
 /// Who is to answer, before trying.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Target {
+    Server(ServerAddress),
     Agents(Vec<AgentAddress>),
     Cluster,
     Standalone,
     /// An agent on this machine if there is one, else the cluster's, else standalone.
     Any,
+}
+
+/// Variables of the environment that say who answers.
+#[derive(Clone, Debug, Default)]
+struct Variables {
+    server: Option<String>,
+    agent: Option<String>,
+}
+
+impl Variables {
+    fn read() -> Self {
+        let variable = |name| env::var(name).ok().filter(|value| !value.is_empty());
+        Self {
+            server: variable("ORB8_SERVER"),
+            agent: variable("ORB8_AGENT"),
+        }
+    }
 }
 
 /// What a verb needs of an agent that is started for it.
@@ -99,18 +71,48 @@ pub(crate) enum Need {
     Running,
 }
 
-/// What was typed and what the environment says, in this order.
-fn target(args: &TargetArgs, environment: Option<&str>) -> Result<Target, Usage> {
-    let environment = environment.filter(|value| !value.is_empty());
+/// What was typed, what the environment says, and what the current context does, in this order. What a context says that
+/// was not typed is put into `args`.
+fn target(args: &mut TargetArgs, variables: &Variables, contexts: &Contexts) -> Result<Target, Usage> {
     if args.standalone {
         return Ok(Target::Standalone);
     }
-    if args.cluster.is_asked() {
+    if let Some(server) = &args.server.server {
+        return Ok(Target::Server(server.clone()));
+    }
+    if !args.agent.is_empty() {
+        return agents(args, args.agent.clone());
+    }
+    if !args.interface.is_empty() && variables.agent.is_none() {
+        return Ok(Target::Standalone);
+    }
+    if let Some(name) = args.cluster.context.clone()
+        && let Some(saved) = contexts.contexts.get(&name)
+    {
+        args.cluster.context = None;
+        return adopt(args, saved);
+    }
+    let ClusterArgs {
+        kubeconfig,
+        context,
+        agent_namespace,
+        direct,
+        node,
+    } = &args.cluster;
+    if kubeconfig.is_some() || context.is_some() || agent_namespace.is_some() || *direct {
         return Ok(Target::Cluster);
     }
-    let agents = match environment {
-        _ if !args.agent.is_empty() => args.agent.clone(),
-        Some(value) => value
+    if let Some(server) = &variables.server {
+        return server.parse().map(Target::Server).map_err(|expected| {
+            Usage(format!(
+                "invalid value '{server}' in the environment variable ORB8_SERVER: {expected}"
+            ))
+        });
+    }
+    if let Some(value) = &variables.agent
+        && node.is_empty()
+    {
+        let addresses = value
             .split(',')
             .map(|address| {
                 address.trim().parse().map_err(|expected| {
@@ -119,33 +121,111 @@ fn target(args: &TargetArgs, environment: Option<&str>) -> Result<Target, Usage>
                     ))
                 })
             })
-            .collect::<Result<_, _>>()?,
-        None => Vec::new(),
-    };
-    match agents.first() {
-        Some(agent) if !args.interface.is_empty() => Err(Usage(format!(
-            "--interface is for --standalone; which interfaces the agent at {agent} observes is its own setting"
-        ))),
-        Some(_) => Ok(Target::Agents(agents)),
-        None if !args.interface.is_empty() => Ok(Target::Standalone),
+            .collect::<Result<_, _>>()?;
+        return agents(args, addresses);
+    }
+    match contexts.get(None) {
+        Some(saved) => adopt(args, saved),
+        None if !node.is_empty() => Ok(Target::Cluster),
         None => Ok(Target::Any),
     }
 }
 
-/// Finds who answers, as `args` and `ORB8_AGENT` say.
+fn agents(args: &TargetArgs, addresses: Vec<AgentAddress>) -> Result<Target, Usage> {
+    match addresses.first() {
+        Some(agent) if !args.interface.is_empty() => Err(Usage(format!(
+            "--interface is for --standalone; which interfaces the agent at {agent} observes is its own setting"
+        ))),
+        _ => Ok(Target::Agents(addresses)),
+    }
+}
+
+/// Fills in what a context says.
+fn adopt(args: &mut TargetArgs, saved: &Saved) -> Result<Target, Usage> {
+    let ServerArgs {
+        tls_ca,
+        tls_cert,
+        tls_key,
+        token_file,
+        insecure,
+        ..
+    } = &mut args.server;
+    for (to, from) in [
+        (tls_ca, &saved.tls_ca),
+        (tls_cert, &saved.tls_cert),
+        (tls_key, &saved.tls_key),
+        (token_file, &saved.token_file),
+        (&mut args.cluster.kubeconfig, &saved.kubeconfig),
+    ] {
+        if to.is_none() {
+            to.clone_from(from);
+        }
+    }
+    *insecure |= saved.insecure;
+    if args.cluster.context.is_none() {
+        args.cluster.context.clone_from(&saved.kube_context);
+    }
+    if args.cluster.agent_namespace.is_none() {
+        args.cluster.agent_namespace.clone_from(&saved.agent_namespace);
+    }
+    match &saved.server {
+        Some(server) => server
+            .parse()
+            .map(Target::Server)
+            .map_err(|expected| Usage(format!("the context's server '{server}': {expected}"))),
+        None => Ok(Target::Cluster),
+    }
+}
+
+/// Finds who answers, as `args`, the environment and the saved contexts say.
 ///
 /// # Errors
 /// If nobody does: what was tried, and what to do.
 pub(crate) async fn open(args: &TargetArgs, need: Need) -> anyhow::Result<Fleet> {
-    match target(args, env::var("ORB8_AGENT").ok().as_deref())? {
+    let mut args = args.clone();
+    let target = target(&mut args, &Variables::read(), &Contexts::read()?)?;
+    args.server.fill_from_environment();
+    match target {
+        Target::Server(address) => with_server(&args, &address),
         Target::Agents(addresses) => match addresses.as_slice() {
-            [address] => with_agent(address).await,
-            addresses => with_agents(addresses),
+            [address] => with_agent(&args.server, address).await,
+            addresses => with_agents(&args.server, addresses),
         },
-        Target::Cluster => cluster::find(&args.cluster).await,
-        Target::Standalone => standalone(args, need).await,
-        Target::Any => any(args, need).await,
+        Target::Cluster => cluster::find(&args).await,
+        Target::Standalone => standalone(&args, need).await,
+        Target::Any => any(&args, need).await,
     }
+}
+
+/// A server that was named. Connected to when it is asked.
+fn with_server(args: &TargetArgs, address: &ServerAddress) -> anyhow::Result<Fleet> {
+    let tls = args.server.connector(SERVER)?;
+    let token = args.server.token()?;
+    must_be_private(address, tls.is_some(), args.server.insecure)?;
+    if tls.is_none() && token.is_some() && !address.is_loopback() {
+        return Err(Usage("a token in plain text is everybody's: give --tls-ca".to_owned()).into());
+    }
+    let channel = endpoint(&address.0)?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .connect_with_connector_lazy(tower::service_fn(move |uri| dial(uri, tls.clone())));
+    let fleet = Fleet::server(
+        channel,
+        Bearer::new(token.as_deref())?,
+        address.0.clone(),
+        format!("the server at {address}"),
+    );
+    Ok(fleet.of_nodes(args.cluster.node.clone()))
+}
+
+/// Plain text is for this machine alone.
+fn must_be_private<const PORT: u16>(address: &Address<PORT>, tls: bool, insecure: bool) -> Result<(), Usage> {
+    if tls || insecure || address.is_loopback() {
+        return Ok(());
+    }
+    Err(Usage(format!(
+        "{address} is another machine, and there are no certificates: give --tls-ca, --tls-cert and --tls-key, or \
+         --insecure if whoever is on the way may read along"
+    )))
 }
 
 /// An agent of this machine, else the cluster's, else one in this process.
@@ -155,7 +235,7 @@ async fn any(args: &TargetArgs, need: Need) -> anyhow::Result<Fleet> {
         return Ok(fleet);
     }
     let mut tried = format!("no agent answers at {LOCAL}");
-    match cluster::find(&args.cluster).await {
+    match cluster::find(args).await {
         Ok(fleet) => return Ok(fleet),
         Err(error) => match error.downcast::<ClusterError>() {
             Ok(ClusterError::NoContext) => {}
@@ -174,19 +254,23 @@ async fn any(args: &TargetArgs, need: Need) -> anyhow::Result<Fleet> {
     standalone(args, need).await.context(tried)
 }
 
-async fn with_agent(address: &AgentAddress) -> anyhow::Result<Fleet> {
-    let channel = endpoint(&address.0)?.connect_timeout(CONNECT_TIMEOUT).connect().await.map_err(|error| {
+async fn with_agent(args: &ServerArgs, address: &AgentAddress) -> anyhow::Result<Fleet> {
+    let tls = args.connector(AGENT)?;
+    must_be_private(address, tls.is_some(), args.insecure)?;
+    let dialing = tower::service_fn(move |uri| dial(uri, tls.clone()));
+    let channel = endpoint(&address.0)?.connect_timeout(CONNECT_TIMEOUT).connect_with_connector(dialing).await.map_err(|error| {
         anyhow!(
             "no agent answers at {address}: {}. Start one there (`sudo orb8-agent`; it listens on loopback \
              unless told otherwise), check the address, or load the probes here: `sudo orb8 --standalone …`",
             innermost(&error)
         )
     })?;
-    Ok(Fleet::one(named(channel, &address.0)))
+    Ok(named(channel, &address.0))
 }
 
 /// Several, which are connected to when they are asked: one that is away does not silence the others.
-fn with_agents(addresses: &[AgentAddress]) -> anyhow::Result<Fleet> {
+fn with_agents(args: &ServerArgs, addresses: &[AgentAddress]) -> anyhow::Result<Fleet> {
+    let tls = args.connector(AGENT)?;
     let mut members: Vec<Member> = Vec::new();
     for address in addresses {
         if members.iter().any(|member| member.name == address.0) {
@@ -195,17 +279,37 @@ fn with_agents(addresses: &[AgentAddress]) -> anyhow::Result<Fleet> {
             ))
             .into());
         }
+        must_be_private(address, tls.is_some(), args.insecure)?;
+        let (tls, trouble) = (tls.clone(), Trouble::default());
+        let told = trouble.clone();
         let channel = endpoint(&address.0)?
             .connect_timeout(CONNECT_TIMEOUT)
-            .connect_lazy();
-        members.push(named(channel, &address.0).with_deadline(Trouble::default()));
+            .connect_with_connector_lazy(tower::service_fn(move |uri| {
+                let (tls, told) = (tls.clone(), told.clone());
+                async move {
+                    let dialed = dial(uri, tls).await;
+                    told.set(dialed.as_ref().err().map(ToString::to_string));
+                    dialed
+                }
+            }));
+        members.push(Member {
+            name: address.0.clone(),
+            reach: Reach::Channel(channel),
+            clock: Clock::default(),
+            info: NodeInfo {
+                name: address.0.clone(),
+                address: address.0.clone(),
+                ..NodeInfo::default()
+            },
+            trouble,
+        });
     }
     let name = format!("{} agents", members.len());
-    Ok(Fleet::many(members, Vec::new(), name))
+    Ok(Fleet::many(members, name))
 }
 
-fn named(channel: Channel, address: &str) -> Member {
-    Member::new(channel, address.to_owned(), format!("the agent at {address}"))
+fn named(channel: Channel, address: &str) -> Fleet {
+    Fleet::one(channel, address.to_owned(), format!("the agent at {address}"))
 }
 
 /// The agent of this machine, if there is one.
@@ -213,13 +317,14 @@ async fn local() -> Option<Fleet> {
     let attempt = async {
         let endpoint = endpoint(LOCAL).ok()?.connect_timeout(LOCAL_TIMEOUT);
         let channel = endpoint.connect().await.ok()?;
-        let mut member = named(channel, LOCAL);
-        member
+        let fleet = named(channel, LOCAL);
+        fleet
             .client
+            .clone()
             .get_agent_status(GetAgentStatusRequest {})
             .await
             .ok()?;
-        Some(Fleet::one(member))
+        Some(fleet)
     };
     tokio::time::timeout(ANSWER_TIMEOUT, attempt).await.ok().flatten()
 }
@@ -260,60 +365,89 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses() {
-        for (typed, meant) in [
-            ("node1", "node1:9090"),
-            ("node1:1", "node1:1"),
-            ("http://10.0.0.5:9090/", "10.0.0.5:9090"),
-            ("[::1]:80", "[::1]:80"),
-            ("[::1]", "[::1]:9090"),
-            ("fd00::1", "[fd00::1]:9090"),
-        ] {
-            assert_eq!(typed.parse::<AgentAddress>().unwrap().0, meant);
-        }
-        for bad in ["", ":1", "a:0", "a:x", "a b:1", "[x]:1", "https://a:1", "a:99999"] {
-            assert!(bad.parse::<AgentAddress>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn flags_beat_the_environment() {
-        let flags = |line: &str| {
+    fn flags_beat_the_environment_and_that_beats_contexts() {
+        let none = Contexts::default();
+        let target = |line: &str, agent: Option<&str>, server: Option<&str>, contexts: &Contexts| {
             use clap::Parser as _;
-            crate::args::Cli::try_parse_from(format!("orb8 {line}status").split(' '))
+            let mut args = crate::args::Cli::try_parse_from(format!("orb8 {line}status").split(' '))
                 .unwrap()
-                .target
+                .target;
+            let variables = Variables {
+                server: server.map(str::to_owned),
+                agent: agent.map(str::to_owned),
+            };
+            super::target(&mut args, &variables, contexts).map(|target| (target, args))
         };
+        let found = |line: &str, agent: Option<&str>| target(line, agent, None, &none).unwrap().0;
         let agent = |text: &str| Target::Agents(text.split(',').map(|text| text.parse().unwrap()).collect());
-        assert_eq!(target(&flags(""), None).unwrap(), Target::Any);
-        assert_eq!(target(&flags(""), Some("")).unwrap(), Target::Any);
-        assert_eq!(target(&flags(""), Some("e:1")).unwrap(), agent("e:1"));
-        assert_eq!(target(&flags("--agent a:1 "), Some("e:1")).unwrap(), agent("a:1"));
-        assert_eq!(target(&flags("--agent a:1,b "), None).unwrap(), agent("a:1,b"));
-        assert_eq!(target(&flags(""), Some("a:1, b:2")).unwrap(), agent("a:1,b:2"));
+        assert_eq!(found("", None), Target::Any);
+        assert_eq!(found("", Some("e:1")), agent("e:1"));
+        assert_eq!(found("--agent a:1 ", Some("e:1")), agent("a:1"));
+        assert_eq!(found("--agent a:1,b ", None), agent("a:1,b"));
+        assert_eq!(found("", Some("a:1, b:2")), agent("a:1,b:2"));
         for cluster in [
             "--context c ",
             "--kubeconfig f ",
             "--node n ",
             "--agent-namespace n ",
+            "--direct ",
         ] {
-            assert_eq!(target(&flags(cluster), Some("e:1")).unwrap(), Target::Cluster);
+            assert_eq!(found(cluster, Some("e:1")), Target::Cluster, "{cluster}");
         }
+        assert_eq!(found("--standalone ", Some("e:1")), Target::Standalone);
+        assert_eq!(found("--interface eth0 ", None), Target::Standalone);
+        assert!(target("--agent a:1 --interface eth0 ", None, None, &none).is_err());
+        let error = target("", Some("a b"), None, &none).unwrap_err().to_string();
+        assert!(error.contains("ORB8_AGENT"), "{error}");
+
+        let server = |text: &str| Target::Server(text.parse().unwrap());
+        assert_eq!(found("--server s ", Some("e:1")), server("s:8080"));
+        let by_variable = |line: &str| target(line, Some("e:1"), Some("v:1"), &none).unwrap().0;
+        assert_eq!(by_variable(""), server("v:1"));
+        assert_eq!(by_variable("--node n "), server("v:1"));
+        assert_eq!(by_variable("--direct "), Target::Cluster);
+
+        let saved = |server: Option<&str>| Saved {
+            server: server.map(str::to_owned),
+            kube_context: server.is_none().then(|| "k".to_owned()),
+            tls_ca: Some("/ca".into()),
+            ..Saved::default()
+        };
+        let contexts = Contexts {
+            current: Some("prod".to_owned()),
+            contexts: [
+                ("prod".to_owned(), saved(Some("p:1"))),
+                ("lab".to_owned(), saved(None)),
+            ]
+            .into(),
+        };
+        let (found, args) = target("", None, None, &contexts).unwrap();
         assert_eq!(
-            target(&flags("--standalone "), Some("e:1")).unwrap(),
-            Target::Standalone
+            (found, args.server.tls_ca.unwrap()),
+            (server("p:1"), "/ca".into())
         );
+        let (found, args) = target("--context lab ", Some("e:1"), None, &contexts).unwrap();
         assert_eq!(
-            target(&flags("--interface eth0 "), None).unwrap(),
-            Target::Standalone
+            (found, args.cluster.context.as_deref()),
+            (Target::Cluster, Some("k"))
         );
-        assert!(target(&flags("--agent a:1 --interface eth0 "), None).is_err());
+        let (found, args) = target("--context other ", None, None, &contexts).unwrap();
+        assert_eq!(
+            (found, args.cluster.context.as_deref()),
+            (Target::Cluster, Some("other"))
+        );
+        assert_eq!(target("", Some("e:1"), None, &contexts).unwrap().0, agent("e:1"));
+    }
+
+    #[test]
+    fn plain_text_leaves_this_machine_only_where_it_may() {
+        let address: ServerAddress = "10.0.0.1".parse().unwrap();
+        assert!(must_be_private(&address, false, false).is_err());
         assert!(
-            target(&flags(""), Some("a b"))
-                .unwrap_err()
-                .to_string()
-                .contains("ORB8_AGENT")
+            must_be_private(&address, false, true).is_ok() && must_be_private(&address, true, false).is_ok()
         );
+        let own: AgentAddress = "[::1]".parse().unwrap();
+        assert!(must_be_private(&own, false, false).is_ok());
     }
 
     proptest! {

@@ -30,16 +30,6 @@ pub(crate) const fn peer(flow: &Flow, sent: bool) -> Option<&Endpoint> {
     own(flow, !sent)
 }
 
-/// Among several machines, an address of "this machine" is the reporting node's: says so.
-pub(crate) fn name_hosts(flow: &mut Flow) {
-    let Flow { node, src, dst, .. } = flow;
-    for end in [src, dst].into_iter().flatten() {
-        if end.kind() == EndpointKind::Host && end.node.is_empty() {
-            end.node.clone_from(node);
-        }
-    }
-}
-
 /// Name of the reporter's own end: owner, else where it was counted, else its address.
 pub(crate) fn own_name(flow: &Flow) -> String {
     let own = own(flow, sent(flow));
@@ -362,7 +352,7 @@ mod tests {
         };
         flow.src.as_mut().unwrap().set_kind(EndpointKind::Host);
         assert_eq!(own_name(&flow), "(host)");
-        name_hosts(&mut flow);
+        flow.src.as_mut().unwrap().node = "n1".into();
         assert_eq!(
             (own_name(&flow).as_str(), peer_name(&flow).as_str()),
             ("node/n1", "10.0.0.1")

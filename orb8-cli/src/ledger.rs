@@ -1,8 +1,9 @@
 //! What was lost, in sentences: the end of every answer.
 
-use orb8_proto::v1::{FlowSummary, LedgerRow, SyscallSummary};
+use orb8_fleet::called;
+use orb8_proto::v1::{LedgerRow, NodeAnswer};
 
-use crate::humanise;
+use crate::{humanise, query};
 
 /// What an answer misses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,31 +13,41 @@ pub(crate) struct Losses {
 }
 
 impl Losses {
-    /// Of a query's answer. `None`: it came without a summary.
-    pub(crate) fn of_answer(summary: Option<&FlowSummary>) -> Self {
-        let Some(summary) = summary else {
-            return Self {
-                sentences: vec!["the answer ended without its summary: it may be partial".to_owned()],
-            };
-        };
-        let mut losses = Self::of_ledger(&summary.ledger);
-        losses.sentences.extend(summary.notes.iter().cloned());
-        losses
+    /// Of an answer that came without a summary.
+    pub(crate) fn unknown() -> Self {
+        Self {
+            sentences: vec!["the answer ended without its summary: it may be partial".to_owned()],
+        }
     }
 
-    /// Of an answer about system calls, without its notes. `None`: it came without a summary.
-    pub(crate) fn of_syscalls(summary: Option<&SyscallSummary>) -> Self {
-        summary.map_or_else(
-            || Self::of_answer(None),
-            |summary| Self::of_ledger(&summary.ledger),
-        )
+    /// Of an answer: who is missing in it, then what each node lost and has to say; `many`: with the nodes' names.
+    pub(crate) fn of_nodes(nodes: &[NodeAnswer], many: bool) -> Self {
+        let mut losses = Self {
+            sentences: query::missing(nodes),
+        };
+        for node in nodes {
+            let of_one = Self {
+                sentences: node
+                    .ledger
+                    .iter()
+                    .filter_map(sentence)
+                    .chain(node.notes.iter().cloned())
+                    .collect(),
+            };
+            if many {
+                losses.add(&called(&node.name), of_one);
+            } else {
+                losses.sentences.extend(of_one.sentences);
+            }
+        }
+        losses
     }
 
     /// Of a ledger's rows.
     pub(crate) fn of_ledger(rows: &[LedgerRow]) -> Self {
         if rows.is_empty() {
             return Self {
-                sentences: vec!["the agent sent no loss ledger: what was lost is unknown".to_owned()],
+                sentences: vec![query::NO_LEDGER.to_owned()],
             };
         }
         Self {
@@ -110,7 +121,7 @@ mod tests {
 
     #[test]
     fn silence_is_not_nothing_lost() {
-        assert!(!Losses::of_answer(None).is_none());
+        assert!(!Losses::unknown().is_none());
         assert!(!Losses::of_ledger(&[]).is_none());
         assert!(Losses::of_ledger(&[row(5, 5, 0)]).is_none());
     }
@@ -127,11 +138,12 @@ mod tests {
             ["network/flow_map lost 3 of 10 packets (2.0 KiB) since the agent started: raise it"]
         );
         assert!(Losses::of_ledger(&[row(10, 7, 0)]).sentences[0].contains("does not add up"));
-        let noted = FlowSummary {
-            ledger: vec![row(1, 1, 0)],
+        let noted = NodeAnswer {
+            name: "n1".into(),
             notes: vec!["n".into()],
-            ..FlowSummary::default()
+            ..NodeAnswer::default()
         };
-        assert_eq!(Losses::of_answer(Some(&noted)).sentences, ["n"]);
+        assert_eq!(Losses::of_nodes(&[noted.clone()], false).sentences, ["n"]);
+        assert_eq!(Losses::of_nodes(&[noted], true).sentences, ["node n1: n"]);
     }
 }

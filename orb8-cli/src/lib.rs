@@ -4,10 +4,13 @@
 //! `cluster`, or starts one in this process (`standalone`); all are a `fleet`, which a `query` asks as one; each verb
 //! is one file in `command`; `render` turns answers into tables, JSON and CSV; `top` is the full-screen view.
 
+mod address;
 mod args;
 mod cluster;
 mod command;
 mod connect;
+mod contexts;
+mod credentials;
 mod edge;
 mod ends;
 mod exit;

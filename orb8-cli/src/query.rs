@@ -1,33 +1,38 @@
-//! Asking the agents, and joining what they answer.
+//! Asking, and what is to be said of the answers.
 
 pub(crate) mod syscall;
 
-use std::{cmp::Ordering, collections::VecDeque};
+use std::cmp::Ordering;
 
+use anyhow::anyhow;
+use orb8_fleet::called;
 use orb8_proto::v1::{
-    AgentStatus, Flow, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, ListPodsRequest,
-    ListPodsResponse, QueryFlowsResponse, query_flows_response::Part,
+    AgentStatus, Edge, Flow, FlowQuery, FlowSummary, GetAgentStatusRequest, ListNodesRequest,
+    ListPodsRequest, ListPodsResponse, NodeAnswer, NodeCursor, NodeInfo, NodeState, QueryFlowsResponse,
+    QueryStatusRequest, query_edges_response::Part as EdgePart, query_flows_response::Part,
 };
 use prost_types::Timestamp;
-use tonic::{Status, Streaming};
+use tonic::Streaming;
 
-use crate::{
-    ends,
-    fleet::{self, Fleet, Member, no_answer, nobody},
-    ledger::Losses,
-};
+use crate::{fleet::Fleet, ledger::Losses};
 
-/// Flows of many agents that are handed on at once.
-const BATCH: usize = 256;
-
-/// Until when each agent of a fleet has counted, by its own clock: what comes later is new.
+/// Until when each node has counted, by its own clock: what comes later is new.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Cursor(Vec<Option<Timestamp>>);
+pub(crate) struct Cursor(pub(crate) Vec<NodeCursor>);
 
 impl Cursor {
-    /// For an agent that has told nothing yet.
-    fn of(&self, index: usize) -> Option<Timestamp> {
-        self.0.get(index).copied().flatten()
+    /// Moved on to where these nodes are; of who did not answer it stays.
+    pub(crate) fn moved(mut self, nodes: &[NodeAnswer]) -> Self {
+        for node in nodes.iter().filter(|node| node.cursor.is_some()) {
+            match self.0.iter_mut().find(|cursor| cursor.name == node.name) {
+                Some(cursor) => cursor.time = node.cursor,
+                None => self.0.push(NodeCursor {
+                    name: node.name.clone(),
+                    time: node.cursor,
+                }),
+            }
+        }
+        self
     }
 }
 
@@ -44,237 +49,161 @@ pub(crate) struct End {
     pub(crate) cursor: Cursor,
 }
 
-/// Flows of one answer as they arrive, batch by batch, so that the size of the answer costs no memory. Of several
-/// agents: in the sort order of all, with the limit of all.
+/// Flows of one answer as they arrive, batch by batch, so that the size of the answer costs no memory.
 #[derive(Debug)]
-pub(crate) struct Answer {
-    sources: Vec<Source>,
-    many: bool,
-    sort: FlowSort,
-    /// Flows that may still be given; `None`: any number.
-    left: Option<u64>,
-    missing: Vec<String>,
+pub(crate) struct Answer<'a> {
+    fleet: &'a Fleet,
+    stream: Streaming<QueryFlowsResponse>,
+    head: Option<QueryFlowsResponse>,
+    summary: Option<FlowSummary>,
     cursor: Cursor,
 }
 
-/// One agent's part of an answer.
-#[derive(Debug)]
-struct Source {
-    member: Member,
-    stream: Option<Streaming<QueryFlowsResponse>>,
-    head: VecDeque<Flow>,
-    given: u64,
-    summary: Option<FlowSummary>,
-    error: Option<Status>,
-}
-
-impl Source {
-    async fn open(member: Member, query: FlowQuery) -> Self {
-        let mut client = member.client.clone();
-        let (stream, error) = match member.within(client.query_flows(query)).await {
-            Ok(stream) => (Some(stream.into_inner()), None),
-            Err(status) => (None, Some(status)),
-        };
-        let mut source = Self {
-            member,
-            stream,
-            head: VecDeque::new(),
-            given: 0,
-            summary: None,
-            error,
-        };
-        source.fill().await;
-        source
-    }
-
-    /// Takes the next batch if there is none left: then, an empty head means the end.
-    async fn fill(&mut self) {
-        while self.head.is_empty()
-            && let Some(stream) = &mut self.stream
-        {
-            match self.member.within(stream.message()).await {
-                Ok(Some(response)) => match response.part {
-                    Some(Part::Batch(batch)) => {
-                        self.given += batch.flows.len() as u64;
-                        self.head = batch.flows.into();
-                        if self.member.deadline.is_some() {
-                            self.head.iter_mut().for_each(ends::name_hosts);
-                        }
-                    }
-                    Some(Part::Summary(summary)) => self.summary = Some(summary),
-                    None => {}
-                },
-                Ok(None) => self.stream = None,
-                Err(status) => {
-                    self.stream = None;
-                    self.error = Some(status);
-                }
-            }
-        }
-    }
-}
-
-impl Answer {
-    /// Asks all agents of the fleet, each from where `cursor` says, else from where the query says.
+impl<'a> Answer<'a> {
+    /// Asks, each node from where `cursor` says, else from where the query says.
     ///
     /// # Errors
-    /// If none answers, or the query makes no sense.
-    pub(crate) async fn to(fleet: &Fleet, query: &FlowQuery, cursor: &Cursor) -> anyhow::Result<Self> {
-        let indexed = |member: &Member| fleet.members.iter().position(|other| other.name == member.name);
-        let sources: Vec<Source> = fleet
-            .ask(|member| {
-                let since = indexed(&member)
-                    .and_then(|index| cursor.of(index))
-                    .or(query.since);
-                let query = FlowQuery {
-                    since,
-                    ..query.clone()
-                };
-                async move { Ok(Source::open(member, query).await) }
+    /// If nobody answers, or the query makes no sense.
+    pub(crate) async fn to(fleet: &'a Fleet, query: &FlowQuery, cursor: &Cursor) -> anyhow::Result<Self> {
+        let query = asked(fleet, query, cursor);
+        let (stream, head) = fleet
+            .ask(|mut client| {
+                let query = query.clone();
+                async move {
+                    let mut stream = client.query_flows(query).await?.into_inner();
+                    let head = stream.message().await?;
+                    Ok((stream, head))
+                }
             })
-            .await
-            .into_iter()
-            .filter_map(Result::ok)
-            .collect();
-        let errors: Vec<_> = sources
-            .iter()
-            .filter(|source| source.given == 0)
-            .filter_map(|source| Some(source.member.explain(source.error.as_ref()?)))
-            .collect();
-        let silent: Vec<(String, String)> = fleet
-            .missing
-            .iter()
-            .cloned()
-            .chain(sources.iter().filter_map(|source| {
-                let status = source.error.as_ref()?;
-                Some((source.member.name.clone(), source.member.why(status)))
-            }))
-            .collect();
-        if let Some(error) = nobody(errors.len() == sources.len(), errors, &silent) {
-            return Err(error);
-        }
-        let missing = fleet::sentences(&fleet.missing);
+            .await?;
         Ok(Self {
-            many: fleet.is_many(),
-            sort: query.sort(),
-            left: (query.limit > 0).then_some(u64::from(query.limit)),
-            missing,
+            fleet,
+            stream,
+            head,
+            summary: None,
             cursor: cursor.clone(),
-            sources,
         })
     }
 
     /// The next flows, or `None` at the end.
     ///
     /// # Errors
-    /// If the only agent's answer breaks off.
+    /// If the answer breaks off.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Vec<Flow>>> {
-        if let [source] = self.sources.as_mut_slice() {
-            source.fill().await;
-            if let Some(status) = source.error.as_ref().filter(|_| source.head.is_empty()) {
-                return Err(source.member.explain(status));
-            }
-            let flows = Vec::from(std::mem::take(&mut source.head));
-            return Ok((!flows.is_empty()).then_some(flows));
-        }
-        let mut flows = Vec::new();
-        while flows.len() < BATCH && self.left != Some(0) {
-            let sort = self.sort;
-            let best = self
-                .sources
-                .iter_mut()
-                .filter(|source| !source.head.is_empty())
-                .min_by(|a, b| order(sort, a.head.front(), b.head.front()));
-            let Some(best) = best else { break };
-            flows.extend(best.head.pop_front());
-            best.fill().await;
-            if let Some(left) = &mut self.left {
-                *left -= 1;
+        loop {
+            let message = match self.head.take() {
+                Some(head) => Some(head),
+                None => self
+                    .stream
+                    .message()
+                    .await
+                    .map_err(|status| self.fleet.explain(&status))?,
+            };
+            match message.map(|response| response.part) {
+                Some(Some(Part::Batch(batch))) if !batch.flows.is_empty() => return Ok(Some(batch.flows)),
+                Some(Some(Part::Summary(summary))) => self.summary = Some(summary),
+                Some(_) => {}
+                None => return Ok(None),
             }
         }
-        if flows.is_empty() {
-            // Of an answer that is cut by the limit, the summaries are wanted all the same.
-            for source in &mut self.sources {
-                while !source.head.is_empty() {
-                    source.head.clear();
-                    source.fill().await;
-                }
-            }
-            return Ok(None);
-        }
-        Ok(Some(flows))
     }
 
     /// What is to be said of the answer, once all flows were taken.
     pub(crate) fn end(self) -> End {
-        let mut losses = Losses {
-            sentences: self.missing,
-        };
-        let mut cursor = self.cursor;
-        cursor.0.resize(self.sources.len().max(cursor.0.len()), None);
-        let mut summaries = Vec::new();
-        let mut complete = true;
-        for (index, source) in self.sources.into_iter().enumerate() {
-            if let Some(to) = source.summary.as_ref().and_then(|summary| summary.to) {
-                cursor.0[index] = Some(to);
-            }
-            match source.trouble() {
-                Some(trouble) => losses.sentences.push(trouble),
-                None if self.many => {
-                    losses.add(&source.member.name, Losses::of_answer(source.summary.as_ref()));
-                    complete &= source.summary.is_some();
-                }
-                None => {
-                    losses
-                        .sentences
-                        .extend(Losses::of_answer(source.summary.as_ref()).sentences);
-                    complete &= source.summary.is_some();
-                }
-            }
-            summaries.extend(source.summary);
-        }
-        let settled = earliest(summaries.iter().map(|summary| summary.to));
-        End {
-            summary: join(summaries).filter(|_| complete),
-            settled,
-            losses,
+        end(self.fleet, self.summary, self.cursor)
+    }
+}
+
+/// The query, of the nodes that are meant.
+fn asked(fleet: &Fleet, query: &FlowQuery, cursor: &Cursor) -> FlowQuery {
+    FlowQuery {
+        nodes: fleet.nodes.clone(),
+        cursors: cursor.0.clone(),
+        ..query.clone()
+    }
+}
+
+fn end(fleet: &Fleet, summary: Option<FlowSummary>, cursor: Cursor) -> End {
+    let Some(summary) = summary else {
+        return End {
+            summary: None,
+            settled: None,
+            losses: Losses::unknown(),
             cursor,
-        }
+        };
+    };
+    let nodes = nodes_of(&summary);
+    let complete = nodes
+        .iter()
+        .all(|node| matches!(node.state(), NodeState::Answered | NodeState::NotAsked));
+    let mut losses = Losses::of_nodes(&nodes, fleet.is_many());
+    if fleet.is_many() {
+        losses.sentences.extend(summary.notes.iter().cloned());
+    }
+    End {
+        settled: earliest(nodes.iter().map(|node| node.to)),
+        losses,
+        cursor: cursor.moved(&nodes),
+        summary: Some(summary).filter(|_| complete || fleet.is_many()),
     }
 }
 
-impl Source {
-    /// Why its part is not there, or not all of it.
-    fn trouble(&self) -> Option<String> {
-        let status = self.error.as_ref()?;
-        let (name, why) = (&self.member.name, self.member.why(status));
-        Some(if self.given == 0 {
-            no_answer(name, &why)
-        } else {
-            format!(
-                "the answer from {name} broke off after {} flows: {why}",
-                self.given
-            )
+/// Each node's part: of an agent's own answer, the whole.
+fn nodes_of(summary: &FlowSummary) -> Vec<NodeAnswer> {
+    if !summary.nodes.is_empty() {
+        return summary.nodes.clone();
+    }
+    let mut notes = summary.notes.clone();
+    if summary.ledger.is_empty() {
+        notes.insert(0, NO_LEDGER.to_owned());
+    }
+    vec![NodeAnswer {
+        name: summary.node.clone(),
+        state: NodeState::Answered.into(),
+        from: summary.from,
+        to: summary.to,
+        cursor: summary.to,
+        ledger: summary.ledger.clone(),
+        notes,
+        items: summary.matched_flows,
+        ..NodeAnswer::default()
+    }]
+}
+
+/// What silence about losses means.
+pub(crate) const NO_LEDGER: &str = "the agent sent no loss ledger: what was lost is unknown";
+
+/// Joined flows, in the order and number that were asked for; how many there are before the limit; and what is to be said.
+///
+/// # Errors
+/// If nobody answers, the answer breaks off, or there are too many flows to join.
+pub(crate) async fn edges(
+    fleet: &Fleet,
+    query: &FlowQuery,
+    cursor: &Cursor,
+) -> anyhow::Result<(Vec<Edge>, u64, End)> {
+    let query = asked(fleet, query, cursor);
+    let (edges, summary) = fleet
+        .ask(|mut client| {
+            let query = query.clone();
+            async move {
+                let mut stream = client.query_edges(query).await?.into_inner();
+                let (mut edges, mut summary) = (Vec::new(), None);
+                while let Some(response) = stream.message().await? {
+                    match response.part {
+                        Some(EdgePart::Batch(batch)) => edges.extend(batch.edges),
+                        Some(EdgePart::Summary(last)) => summary = Some(last),
+                        None => {}
+                    }
+                }
+                Ok((edges, summary))
+            }
         })
-    }
-}
-
-/// One summary of all. The ledgers stay apart: what was lost is told for each.
-fn join(summaries: Vec<FlowSummary>) -> Option<FlowSummary> {
-    let nodes = summaries.len();
-    let mut summaries = summaries.into_iter();
-    let mut all = summaries.next()?;
-    for summary in summaries {
-        all.node = format!("{nodes} nodes");
-        all.from = earliest([all.from, summary.from]);
-        all.to = latest([all.to, summary.to]);
-        all.matched_flows = all.matched_flows.saturating_add(summary.matched_flows);
-        all.matched_packets = all.matched_packets.saturating_add(summary.matched_packets);
-        all.matched_bytes = all.matched_bytes.saturating_add(summary.matched_bytes);
-        all.ledger.clear();
-        all.notes.clear();
-    }
-    Some(all)
+        .await?;
+    let summary = summary.unwrap_or_default();
+    let mut end = end(fleet, summary.flows, cursor.clone());
+    end.settled = summary.settled;
+    Ok((edges, summary.edges, end))
 }
 
 /// The earliest of these times.
@@ -282,33 +211,11 @@ fn earliest(times: impl IntoIterator<Item = Option<Timestamp>>) -> Option<Timest
     times.into_iter().flatten().min_by(|a, b| in_time(*a, *b))
 }
 
-/// The latest of these times.
-fn latest(times: impl IntoIterator<Item = Option<Timestamp>>) -> Option<Timestamp> {
-    times.into_iter().flatten().max_by(|a, b| in_time(*a, *b))
-}
-
 fn in_time(a: Timestamp, b: Timestamp) -> Ordering {
     (a.seconds, a.nanos).cmp(&(b.seconds, b.nanos))
 }
 
-/// Which flow comes first, as the agents sort.
-fn order(sort: FlowSort, a: Option<&Flow>, b: Option<&Flow>) -> Ordering {
-    let (Some(a), Some(b)) = (a, b) else {
-        return Ordering::Equal;
-    };
-    let time = |time: &Option<Timestamp>| time.map(|time| (time.seconds, time.nanos));
-    match sort {
-        FlowSort::Bytes => b.bytes.cmp(&a.bytes),
-        FlowSort::Packets => b.packets.cmp(&a.packets),
-        FlowSort::Last => time(&b.last).cmp(&time(&a.last)),
-        // A flow without packets has no first: it comes last.
-        FlowSort::First => (a.first.is_none(), time(&a.first)).cmp(&(b.first.is_none(), time(&b.first))),
-        FlowSort::Rtt => b.rtt_us.cmp(&a.rtt_us),
-        FlowSort::Retransmits => b.retransmits.cmp(&a.retransmits),
-    }
-}
-
-/// Until when the agents have counted, each by its own clock, and the latest of these times.
+/// Until when the nodes have counted, each by its own clock, and the time of the answer.
 ///
 /// # Errors
 /// As for [`Answer::to`].
@@ -320,9 +227,41 @@ pub(crate) async fn counted_until(fleet: &Fleet) -> anyhow::Result<(Cursor, Opti
     let mut answer = Answer::to(fleet, &query, &Cursor::default()).await?;
     while answer.next().await?.is_some() {}
     let end = answer.end();
-    let to = end.cursor.0.iter().copied();
-    let to = latest(to);
+    let to = end
+        .summary
+        .as_ref()
+        .and_then(|summary| summary.to)
+        .or(end.settled);
     Ok((end.cursor, to))
+}
+
+/// A sentence for each node that did not answer, or not to the end.
+pub(crate) fn missing<'a>(nodes: impl IntoIterator<Item = &'a NodeAnswer>) -> Vec<String> {
+    nodes.into_iter().filter_map(no_answer).collect()
+}
+
+fn no_answer(node: &NodeAnswer) -> Option<String> {
+    let (name, why) = (called(&node.name), &node.reason);
+    match node.state() {
+        NodeState::Answered | NodeState::NotAsked | NodeState::Unspecified => None,
+        NodeState::Partial => Some(format!("{name}: {why}")),
+        NodeState::Silent | NodeState::Unreachable | NodeState::Refused => {
+            Some(format!("no answer from {name}: {why}"))
+        }
+    }
+}
+
+/// If nobody answered, why.
+fn unless_silent(came: bool, missing: &[String]) -> anyhow::Result<()> {
+    match missing {
+        _ if came => Ok(()),
+        [] => Err(anyhow!("no agent answers: is one running on any node?")),
+        [some @ .., last] if some.len() < 3 => {
+            let told: Vec<&str> = some.iter().chain([last]).map(String::as_str).collect();
+            Err(anyhow!("{}", told.join("; ")))
+        }
+        some => Err(anyhow!("{}; and {} more", some[..3].join("; "), some.len() - 3)),
+    }
 }
 
 /// The agents' states, by name; and a sentence for each that did not answer.
@@ -330,14 +269,40 @@ pub(crate) async fn counted_until(fleet: &Fleet) -> anyhow::Result<(Cursor, Opti
 /// # Errors
 /// If none answers.
 pub(crate) async fn status(fleet: &Fleet) -> anyhow::Result<(Vec<(String, AgentStatus)>, Vec<String>)> {
-    let (came, missing) = fleet
-        .gather(|mut client| async move { client.get_agent_status(GetAgentStatusRequest {}).await })
+    let request = QueryStatusRequest {
+        nodes: fleet.nodes.clone(),
+    };
+    let parts = fleet
+        .ask(|mut client| {
+            let request = request.clone();
+            async move { collect(client.query_status(request).await?.into_inner()).await }
+        })
         .await?;
-    let named = came
-        .into_iter()
-        .map(|(member, status)| (member.name.clone(), status))
-        .collect();
-    Ok((named, missing))
+    let mut came = Vec::new();
+    let mut answers = Vec::new();
+    for part in parts {
+        let answer = part.answer.unwrap_or_default();
+        if let Some(status) = part.status {
+            came.push((called(&answer.name), status));
+        }
+        answers.push(answer);
+    }
+    let missing = missing(&answers);
+    unless_silent(!came.is_empty(), &missing)?;
+    Ok((came, missing))
+}
+
+/// The state of the server itself; none if none answers here.
+///
+/// # Errors
+/// If it does not answer.
+pub(crate) async fn server_status(fleet: &Fleet) -> anyhow::Result<Option<AgentStatus>> {
+    if !fleet.is_server() {
+        return Ok(None);
+    }
+    let asked =
+        fleet.ask(|mut client| async move { client.get_agent_status(GetAgentStatusRequest {}).await });
+    Ok(Some(asked.await?.into_inner()))
 }
 
 /// The agents' pods; and a sentence for each that did not answer.
@@ -348,17 +313,54 @@ pub(crate) async fn pods(
     fleet: &Fleet,
     request: &ListPodsRequest,
 ) -> anyhow::Result<(Vec<(String, ListPodsResponse)>, Vec<String>)> {
-    let (came, missing) = fleet
-        .gather(|mut client| {
+    let request = ListPodsRequest {
+        nodes: fleet.nodes.clone(),
+        ..request.clone()
+    };
+    let parts = fleet
+        .ask(|mut client| {
             let request = request.clone();
-            async move { client.list_pods(request).await }
+            async move { collect(client.query_pods(request).await?.into_inner()).await }
         })
         .await?;
-    let named = came
-        .into_iter()
-        .map(|(member, pods)| (member.name.clone(), pods))
-        .collect();
-    Ok((named, missing))
+    let mut came = Vec::new();
+    let mut answers = Vec::new();
+    for part in parts {
+        let answer = part.answer.unwrap_or_default();
+        if let Some(pods) = part.pods {
+            came.push((called(&answer.name), pods));
+        }
+        answers.push(answer);
+    }
+    let missing = missing(&answers);
+    let asked = answers.iter().any(|answer| answer.state() != NodeState::NotAsked);
+    unless_silent(!came.is_empty() || !asked && !answers.is_empty(), &missing)?;
+    Ok((came, missing))
+}
+
+/// The nodes, by name.
+///
+/// # Errors
+/// If nobody knows of nodes.
+pub(crate) async fn nodes(fleet: &Fleet) -> anyhow::Result<Vec<NodeInfo>> {
+    let request = ListNodesRequest {
+        nodes: fleet.nodes.clone(),
+    };
+    fleet
+        .ask(|mut client| {
+            let request = request.clone();
+            async move { collect(client.list_nodes(request).await?.into_inner()).await }
+        })
+        .await
+}
+
+/// All messages of a stream that is short.
+async fn collect<T>(mut stream: Streaming<T>) -> Result<Vec<T>, tonic::Status> {
+    let mut all = Vec::new();
+    while let Some(message) = stream.message().await? {
+        all.push(message);
+    }
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -366,32 +368,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn summaries_add_up_and_cover_the_whole_span() {
+    fn an_agent_s_own_answer_is_that_of_one_node() {
         let at = |seconds| Some(Timestamp { seconds, nanos: 0 });
-        let summary = |from, to| FlowSummary {
-            from: at(from),
-            to: at(to),
-            matched_flows: 2,
+        let summary = FlowSummary {
+            node: "n1".into(),
+            to: at(9),
             ..FlowSummary::default()
         };
-        let all = join(vec![summary(5, 9), summary(3, 8)]).unwrap();
-        assert_eq!((all.from, all.to, all.matched_flows), (at(3), at(9), 4));
-        assert_eq!(join(Vec::new()), None);
+        let nodes = nodes_of(&summary);
+        assert_eq!(
+            (nodes.len(), nodes[0].name.as_str(), nodes[0].cursor),
+            (1, "n1", at(9))
+        );
+        // Without a ledger it is not known what was lost.
+        assert_eq!(nodes[0].notes.len(), 1);
+        let of_many = FlowSummary {
+            nodes: vec![NodeAnswer::default(); 3],
+            ..FlowSummary::default()
+        };
+        assert_eq!(nodes_of(&of_many).len(), 3);
     }
 
     #[test]
-    fn order_is_the_agents() {
-        let flow = |bytes, rtt_us, first: Option<i64>| Flow {
-            bytes,
-            rtt_us,
-            first: first.map(|seconds| Timestamp { seconds, nanos: 0 }),
-            ..Flow::default()
+    fn a_cursor_goes_on_where_a_node_does_not_answer() {
+        let at = |seconds| Some(Timestamp { seconds, nanos: 0 });
+        let node = |name: &str, cursor| NodeAnswer {
+            name: name.into(),
+            cursor,
+            ..NodeAnswer::default()
         };
-        let (a, b) = (flow(2, None, None), flow(1, Some(9), Some(4)));
-        let compare = |sort| order(sort, Some(&a), Some(&b));
-        assert_eq!(compare(FlowSort::Bytes), Ordering::Less);
-        assert_eq!(compare(FlowSort::Rtt), Ordering::Greater);
-        assert_eq!(compare(FlowSort::First), Ordering::Greater);
-        assert_eq!(compare(FlowSort::Last), Ordering::Equal);
+        let cursor = Cursor::default().moved(&[node("n1", at(5)), node("n2", at(6))]);
+        let cursor = cursor.moved(&[node("n1", at(7)), node("n2", None)]);
+        let times: Vec<_> = cursor
+            .0
+            .iter()
+            .map(|cursor| (cursor.name.as_str(), cursor.time))
+            .collect();
+        assert_eq!(times, [("n1", at(7)), ("n2", at(6))]);
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod flow_csv;
 pub(crate) mod flow_json;
 pub(crate) mod flow_table;
 pub(crate) mod footer;
+pub(crate) mod nodes;
 pub(crate) mod pods;
 pub(crate) mod status;
 pub(crate) mod syscall_csv;

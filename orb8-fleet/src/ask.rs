@@ -1,6 +1,9 @@
 //! Whom a question goes to, and what becomes of each.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use futures::StreamExt as _;
 use orb8_proto::v1::{NodeAnswer, NodeState, orbit_service_client::OrbitServiceClient};
@@ -34,6 +37,29 @@ pub(crate) struct Selection {
     pub(crate) asked: Vec<Asked>,
     /// Away, or not asked.
     pub(crate) others: Vec<NodeAnswer>,
+    /// Names of all of these, in the order of the members.
+    pub(crate) order: Vec<String>,
+}
+
+/// Puts answers into the order of the members.
+pub(crate) fn in_order(order: &[String], answers: &mut [NodeAnswer]) {
+    let place: HashMap<&str, usize> = order.iter().map(String::as_str).zip(0..).collect();
+    answers.sort_by_cached_key(|answer| place.get(answer.name.as_str()).copied());
+}
+
+/// How an agent's own name is told.
+pub(crate) trait ToldBy {
+    /// The agent says that it is on `node`.
+    fn told_by(&mut self, node: &str);
+}
+
+impl ToldBy for NodeAnswer {
+    fn told_by(&mut self, node: &str) {
+        // Where it was found under a name, that is what it goes by.
+        if self.name != node && self.name.contains(':') {
+            node.clone_into(&mut self.node);
+        }
+    }
 }
 
 impl Asked {
@@ -171,6 +197,7 @@ impl Hub {
             if !nodes.is_empty() && !nodes.contains(&member.name) {
                 continue;
             }
+            selection.order.push(member.name.clone());
             let settled = |state: NodeState, reason: &str| NodeAnswer {
                 name: member.name.clone(),
                 state: state.into(),
@@ -220,6 +247,16 @@ impl Hub {
     }
 }
 
+/// A node's name in a sentence; what is an address goes by itself.
+#[must_use]
+pub fn called(name: &str) -> String {
+    if name.contains(':') {
+        name.to_owned()
+    } else {
+        format!("node {name}")
+    }
+}
+
 /// The error of a question that nobody answered, or that makes no sense to anybody; `refused`: an agent's
 /// INVALID_ARGUMENT.
 pub(crate) fn nobody(answers: &[NodeAnswer], refused: Option<&Status>) -> Option<Status> {
@@ -251,7 +288,7 @@ pub(crate) fn nobody(answers: &[NodeAnswer], refused: Option<&Status>) -> Option
     let shown = &silent[..silent.len().min(3)];
     let more = silent.len() - shown.len();
     let told = if others.iter().all(|other| other.reason == first.reason) {
-        let names: Vec<&str> = shown.iter().map(|answer| answer.name.as_str()).collect();
+        let names: Vec<String> = shown.iter().map(|answer| called(&answer.name)).collect();
         let more = match more {
             0 => String::new(),
             more => format!(" and {more} more"),
@@ -260,7 +297,7 @@ pub(crate) fn nobody(answers: &[NodeAnswer], refused: Option<&Status>) -> Option
     } else {
         let sentences: Vec<String> = shown
             .iter()
-            .map(|answer| format!("no answer from {}: {}", answer.name, answer.reason))
+            .map(|answer| format!("no answer from {}: {}", called(&answer.name), answer.reason))
             .collect();
         let more = match more {
             0 => String::new(),
@@ -291,11 +328,11 @@ mod tests {
         let text = |answers: &[NodeAnswer]| nobody(answers, None).unwrap().message().to_owned();
         assert_eq!(
             text(&silent(900, |_| "forbidden".into())),
-            "no answer from n0, n1, n2 and 897 more: forbidden"
+            "no answer from node n0, node n1, node n2 and 897 more: forbidden"
         );
         let different = text(&silent(5, |n| format!("reason {n}")));
         assert!(
-            different.ends_with("no answer from n2: reason 2; and 2 more"),
+            different.ends_with("no answer from node n2: reason 2; and 2 more"),
             "{different}"
         );
         let refused = Status::invalid_argument("bad");

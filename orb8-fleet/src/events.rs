@@ -13,7 +13,7 @@ use std::{
 };
 
 use orb8_proto::v1::{
-    EventBatch, EventLoss, NodeAnswer, NodeState, StreamEventsRequest, StreamEventsResponse,
+    EventBatch, EventLoss, NetworkEvent, NodeAnswer, NodeState, StreamEventsRequest, StreamEventsResponse,
     stream_events_response::Event,
 };
 use tokio::{
@@ -25,6 +25,7 @@ use tonic::{Code, Status};
 
 use crate::{
     ask::{Asked, Selection, nobody},
+    hosts::name_hosts,
     hub::{Hub, Responses},
     member::Reach,
     times::shift_event,
@@ -72,7 +73,7 @@ impl Hub {
             batch: true,
             ..request
         };
-        let Selection { asked, others } = self.select(&nodes, None)?;
+        let Selection { asked, others, .. } = self.select(&nodes, None)?;
         let (sender, mut told) = mpsc::channel(QUEUE);
         let queue = Queue {
             sender,
@@ -235,6 +236,7 @@ impl Followers {
 async fn follow(hub: Hub, asked: Asked, request: StreamEventsRequest, queue: Queue) {
     let name = asked.member.name.clone();
     let mut back_off = BACK_OFF;
+    let many = hub.members.borrow().len() > 1;
     loop {
         let correction = correction_of(&hub, &name);
         let mut client = asked.client.clone();
@@ -248,7 +250,7 @@ async fn follow(hub: Hub, asked: Asked, request: StreamEventsRequest, queue: Que
                 let mut stream = stream.into_inner();
                 loop {
                     match stream.message().await {
-                        Ok(Some(event)) => queue.events(events_of(event, &name, correction)),
+                        Ok(Some(event)) => queue.events(events_of(event, &name, correction, many)),
                         Ok(None) => break Status::unavailable("it ended its events"),
                         Err(status) => break status,
                     }
@@ -282,7 +284,12 @@ fn correction_of(hub: &Hub, name: &str) -> i64 {
 }
 
 /// The events of a message, with times by our clock; losses say whose they are.
-fn events_of(message: StreamEventsResponse, name: &str, correction: i64) -> Vec<StreamEventsResponse> {
+fn events_of(
+    message: StreamEventsResponse,
+    name: &str,
+    correction: i64,
+    many: bool,
+) -> Vec<StreamEventsResponse> {
     let mut events = match message.event {
         Some(Event::Batch(batch)) => batch.events,
         Some(event) => vec![response(event)],
@@ -291,6 +298,10 @@ fn events_of(message: StreamEventsResponse, name: &str, correction: i64) -> Vec<
     for event in events.iter_mut().filter_map(|response| response.event.as_mut()) {
         match event {
             Event::Loss(loss) => name.clone_into(&mut loss.node),
+            Event::Network(NetworkEvent { flow: Some(flow), .. }) if many => name_hosts(flow),
+            _ => {}
+        }
+        match event {
             event if correction != 0 => shift_event(event, correction),
             _ => {}
         }

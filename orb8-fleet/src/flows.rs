@@ -17,7 +17,8 @@ use prost_types::Timestamp;
 use tonic::{Code, Status, Streaming};
 
 use crate::{
-    ask::{Asked, Selection, nobody},
+    ask::{Asked, Selection, ToldBy as _, in_order, nobody},
+    hosts::name_hosts,
     hub::{Hub, Wanted},
     ledger::trimmed,
     times::{earlier_by, earliest, latest, shift, shift_flow},
@@ -39,6 +40,8 @@ pub(crate) struct Merged {
     /// Flows that may still be given; `None`: any number.
     left: Option<u64>,
     others: Vec<NodeAnswer>,
+    /// Names of the members.
+    order: Vec<String>,
 }
 
 /// One member's part.
@@ -51,10 +54,12 @@ struct Source {
     summary: Option<FlowSummary>,
     error: Option<Status>,
     correction: i64,
+    /// Whether it is one of several nodes.
+    many: bool,
 }
 
 impl Source {
-    async fn open(asked: Asked, query: FlowQuery) -> Self {
+    async fn open(asked: Asked, query: FlowQuery, many: bool) -> Self {
         let correction = asked.member.clock.correction_ns();
         let mut source = Self {
             asked,
@@ -64,6 +69,7 @@ impl Source {
             summary: None,
             error: None,
             correction,
+            many,
         };
         // Up to its first message it can be asked anew: nothing has been given.
         let opened = source
@@ -94,6 +100,9 @@ impl Source {
             Some(Part::Batch(batch)) => {
                 self.given += batch.flows.len() as u64;
                 self.head = batch.flows.into();
+                if self.many {
+                    self.head.iter_mut().for_each(name_hosts);
+                }
                 if self.correction != 0 {
                     let ns = self.correction;
                     self.head.iter_mut().for_each(|flow| shift_flow(flow, ns));
@@ -139,12 +148,13 @@ impl Source {
         let Some(summary) = &self.summary else {
             answer
                 .notes
-                .push("its answer ended without a summary: it may be partial".to_owned());
+                .push("the answer ended without its summary: it may be partial".to_owned());
             return answer;
         };
         answer.from = summary.from.map(|time| earlier_by(time, self.correction));
         answer.to = summary.to.map(|time| earlier_by(time, self.correction));
         answer.cursor = summary.to;
+        answer.told_by(&summary.node);
         (answer.ledger, answer.notes) = trimmed(&summary.ledger, &summary.notes);
         answer
     }
@@ -156,7 +166,8 @@ impl Merged {
     /// # Errors
     /// If none answers, or the query makes no sense.
     pub(crate) async fn open(hub: &Hub, query: &FlowQuery) -> Result<Self, Status> {
-        let Selection { asked, others } = hub.select(&query.nodes, hub.route(query).as_ref())?;
+        let Selection { asked, others, order } = hub.select(&query.nodes, hub.route(query).as_ref())?;
+        let many = asked.len() + others.len() > 1;
         let batch = (HELD / asked.len().max(1)).clamp(16, BATCH);
         let own = |asked: &Asked| {
             let correction = asked.member.clock.correction_ns();
@@ -180,7 +191,7 @@ impl Merged {
         let mut sources: Vec<Source> = futures::stream::iter(asked)
             .map(|asked| {
                 let query = own(&asked);
-                Source::open(asked, query)
+                Source::open(asked, query, many)
             })
             .buffered(hub.limits.concurrency)
             .collect()
@@ -216,6 +227,7 @@ impl Merged {
             sort,
             left: (query.limit > 0).then_some(u64::from(query.limit)),
             others,
+            order,
             sources,
         })
     }
@@ -282,7 +294,7 @@ impl Merged {
             [name] => name.clone(),
             names => format!("{} nodes", names.len()),
         };
-        all.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        in_order(&self.order, &mut all.nodes);
         all
     }
 }

@@ -8,7 +8,9 @@ mod ask;
 mod edges;
 mod events;
 mod flows;
+mod hosts;
 mod hub;
+mod in_process;
 mod ledger;
 mod member;
 mod mode;
@@ -18,5 +20,6 @@ mod status;
 mod syscalls;
 mod times;
 
+pub use ask::called;
 pub use hub::{Hub, HubCounts, Limits, OwnStatus, PodNodes, Wanted};
 pub use member::{Clock, Member, Members, Reach, Trouble, innermost};

@@ -4,7 +4,7 @@ use orb8_proto::v1::{NodeSyscallMode, SetSyscallModeRequest, SetSyscallModeRespo
 use tonic::{Code, Status};
 
 use crate::{
-    ask::{Selection, nobody},
+    ask::{Selection, ToldBy as _, nobody},
     hub::Hub,
 };
 
@@ -14,7 +14,7 @@ impl Hub {
         &self,
         request: SetSyscallModeRequest,
     ) -> Result<SetSyscallModeResponse, Status> {
-        let Selection { asked, others } = self.select(&request.nodes, None)?;
+        let Selection { asked, others, order } = self.select(&request.nodes, None)?;
         let mode = request.mode;
         let answers = self
             .gather(asked, |mut client| async move {
@@ -31,9 +31,11 @@ impl Hub {
         for (asked, answer) in answers {
             response.nodes.push(match answer {
                 Ok(switched) => {
+                    let mut answer = asked.answered();
+                    answer.told_by(&switched.node);
                     names.push(switched.node);
                     NodeSyscallMode {
-                        answer: Some(asked.answered()),
+                        answer: Some(answer),
                         before: switched.before,
                         mode: switched.mode,
                     }
@@ -82,11 +84,12 @@ impl Hub {
             [name] => name.clone(),
             names => format!("{} nodes", names.len()),
         };
-        response.nodes.sort_by(|a, b| name(a).cmp(name(b)));
+        let place = |node: &NodeSyscallMode| {
+            order
+                .iter()
+                .position(|name| node.answer.as_ref().is_some_and(|a| a.name == *name))
+        };
+        response.nodes.sort_by_cached_key(place);
         Ok(response)
     }
-}
-
-fn name(node: &NodeSyscallMode) -> &str {
-    node.answer.as_ref().map_or("", |answer| &answer.name)
 }

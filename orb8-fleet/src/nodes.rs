@@ -22,12 +22,11 @@ impl Hub {
             return Err(error);
         }
         let members = self.members.borrow().clone();
-        let mut infos: Vec<NodeInfo> = members
+        let infos: Vec<NodeInfo> = members
             .iter()
             .filter(|member| nodes.is_empty() || nodes.contains(&member.name))
             .map(info)
             .collect();
-        infos.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Box::pin(futures::stream::iter(infos.into_iter().map(Ok))))
     }
 }

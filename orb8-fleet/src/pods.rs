@@ -5,7 +5,7 @@ use prost::Message as _;
 use tonic::{Code, Status};
 
 use crate::{
-    ask::{Selection, nobody},
+    ask::{Selection, ToldBy as _, called, nobody},
     hub::{Hub, Responses, Wanted},
     times::shift,
 };
@@ -19,7 +19,7 @@ impl Hub {
             workloads: request.workloads.clone(),
             since: None,
         });
-        let Selection { asked, others } = self.select(&request.nodes, route.as_ref())?;
+        let Selection { asked, others, order } = self.select(&request.nodes, route.as_ref())?;
         let own = ListPodsRequest {
             nodes: Vec::new(),
             ..request.clone()
@@ -40,6 +40,7 @@ impl Hub {
                     let mut answer = asked.answered();
                     answer.items = pods.pods.len() as u64;
                     answer.notes.clone_from(&pods.notes);
+                    answer.told_by(&pods.node);
                     NodePods {
                         answer: Some(answer),
                         pods: Some(pods),
@@ -65,7 +66,12 @@ impl Hub {
         if let Some(error) = nobody(&answers, refused.as_ref()) {
             return Err(error);
         }
-        parts.sort_by(|a, b| name(a).cmp(name(b)));
+        let place = |part: &NodePods| {
+            order
+                .iter()
+                .position(|name| part.answer.as_ref().is_some_and(|a| a.name == *name))
+        };
+        parts.sort_by_cached_key(place);
         Ok(parts)
     }
 
@@ -93,8 +99,11 @@ impl Hub {
             let answer = answer.unwrap_or_default();
             let Some(pods) = pods else {
                 if !answer.reason.is_empty() {
-                    all.notes
-                        .push(format!("no answer from {}: {}", answer.name, answer.reason));
+                    all.notes.push(format!(
+                        "no answer from {}: {}",
+                        called(&answer.name),
+                        answer.reason
+                    ));
                 }
                 continue;
             };
@@ -117,8 +126,4 @@ impl Hub {
         }
         Ok(all)
     }
-}
-
-fn name(part: &NodePods) -> &str {
-    part.answer.as_ref().map_or("", |answer| &answer.name)
 }

@@ -5,7 +5,7 @@ use orb8_proto::v1::{AgentStatus, GetAgentStatusRequest, NodeAnswer, NodeStatus}
 use tonic::Status;
 
 use crate::{
-    ask::Selection,
+    ask::{Asked, Selection, ToldBy as _},
     hub::{Hub, Responses},
 };
 
@@ -13,22 +13,20 @@ impl Hub {
     /// Each member's state, by name, as they come.
     pub(crate) fn query_status(&self, nodes: &[String]) -> Result<Responses<NodeStatus>, Status> {
         let permit = self.query_permit()?;
-        let Selection { asked, others } = self.select(nodes, None)?;
-        let mut order: Vec<Result<crate::ask::Asked, NodeAnswer>> = asked
+        let Selection { asked, others, order } = self.select(nodes, None)?;
+        let mut parts: Vec<Result<Asked, NodeAnswer>> = asked
             .into_iter()
             .map(Ok)
             .chain(others.into_iter().map(Err))
             .collect();
-        order.sort_by(|a, b| {
-            let name = |part: &Result<crate::ask::Asked, NodeAnswer>| match part {
-                Ok(asked) => asked.member.name.clone(),
-                Err(answer) => answer.name.clone(),
-            };
-            name(a).cmp(&name(b))
-        });
+        let name = |part: &Result<Asked, NodeAnswer>| match part {
+            Ok(asked) => asked.member.name.clone(),
+            Err(answer) => answer.name.clone(),
+        };
+        parts.sort_by_cached_key(|part| order.iter().position(|of| *of == name(part)));
         let (counts, concurrency) = (self.counts.clone(), self.limits.concurrency);
         Ok(self.deliver(permit, async move |sender| {
-            let mut parts = futures::stream::iter(order)
+            let mut parts = futures::stream::iter(parts)
                 .map(|part| {
                     let counts = counts.clone();
                     async move {
@@ -47,10 +45,14 @@ impl Hub {
                             })
                             .await;
                         match status {
-                            Ok(status) => NodeStatus {
-                                answer: Some(asked.answered()),
-                                status: Some(status.into_inner()),
-                            },
+                            Ok(status) => {
+                                let (mut answer, status) = (asked.answered(), status.into_inner());
+                                answer.told_by(&status.node);
+                                NodeStatus {
+                                    answer: Some(answer),
+                                    status: Some(status),
+                                }
+                            }
                             Err(error) => {
                                 counts.failed(&error);
                                 NodeStatus {
@@ -74,7 +76,7 @@ impl Hub {
         if let Some(own) = &self.own {
             return Ok(own.status());
         }
-        let Selection { asked, others } = self.select(&[], None)?;
+        let Selection { asked, others, .. } = self.select(&[], None)?;
         match (asked.as_slice(), others.as_slice()) {
             ([asked], []) => {
                 let answer = asked

@@ -19,7 +19,7 @@ use prost_types::Timestamp;
 use tonic::{Code, Status};
 
 use crate::{
-    ask::{Asked, Selection, nobody},
+    ask::{Asked, Selection, ToldBy as _, in_order, nobody},
     hub::{Hub, Responses, Wanted},
     ledger::trimmed,
     times::{earlier_by, earliest, latest, shift, shift_row},
@@ -120,7 +120,7 @@ impl PartOf {
             if self.error.is_none() {
                 answer
                     .notes
-                    .push("its answer ended without a summary: it may be partial".to_owned());
+                    .push("the answer ended without its summary: it may be partial".to_owned());
             }
             return answer;
         };
@@ -128,6 +128,7 @@ impl PartOf {
         answer.from = summary.from.map(|time| earlier_by(time, correction));
         answer.to = summary.to.map(|time| earlier_by(time, correction));
         answer.cursor = summary.to;
+        answer.told_by(&summary.node);
         answer.syscall_mode = summary.mode;
         answer.measured = summary.measured;
         (answer.ledger, answer.notes) = trimmed(&summary.ledger, &summary.notes);
@@ -149,7 +150,7 @@ impl Hub {
             workloads: filter.workloads,
             since: query.since,
         });
-        let Selection { asked, others } = self.select(&query.nodes, route.as_ref())?;
+        let Selection { asked, others, order } = self.select(&query.nodes, route.as_ref())?;
         let single = asked.len() == 1;
         let sums = !single && sums_over_nodes(&query);
         let max = self.limits.max_rows;
@@ -214,7 +215,7 @@ impl Hub {
         if let Some(error) = nobody(&all.nodes, refused.as_ref()) {
             return Err(error);
         }
-        all.nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        in_order(&order, &mut all.nodes);
         join(&mut all, summaries);
         let (rows, groups) = rows.sorted(query.sort(), query.limit as usize);
         if sums {

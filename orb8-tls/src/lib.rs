@@ -17,6 +17,7 @@ pub use dial::{Dialed, dial};
 pub use error::TlsError;
 pub use incoming::{Connection, ConnectionCounts, ConnectionLimits, Peer, incoming};
 pub use material::{Material, TlsFiles};
+pub use tokio_rustls::client::TlsStream;
 
 /// An agent.
 pub const AGENT: &str = "agent.orb8";

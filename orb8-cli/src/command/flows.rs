@@ -3,11 +3,11 @@
 use std::time::SystemTime;
 
 use clap::ValueEnum as _;
-use orb8_proto::v1::FlowQuery;
+use orb8_proto::v1::{FlowQuery, FlowReports};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
-    args::{FlowForm, FlowsArgs, SortArg},
+    args::{FilterArgs, FlowForm, FlowsArgs, SortArg},
     edge,
     exit::{Outcome, Usage},
     filter::{self, Scope},
@@ -55,17 +55,21 @@ fn limit_of(args: &FlowsArgs) -> u32 {
 
 /// The query as typed, with ages counted from `now`.
 fn query_of(fleet: &Fleet, args: &FlowsArgs, now: SystemTime) -> anyhow::Result<FlowQuery> {
-    // Which edges are the first shows when all reports are joined.
-    let limit = if args.edges { 0 } else { limit_of(args) };
     let scope = Scope::of_flows(&args.filter, fleet.namespace.as_deref());
-    Ok(filter::flow_query(
+    let mut query = filter::flow_query(
         filter::flow_filter(&args.filter, &scope),
         args.since.as_ref(),
         args.until.as_ref(),
         args.sort,
-        limit,
+        limit_of(args),
         now,
-    )?)
+    )?;
+    // Of a workload among many nodes, its own node tells all; both ends are wanted where they are compared.
+    let FilterArgs { pod, workload, .. } = &args.filter;
+    if fleet.is_many() && !args.edges && !(pod.is_empty() && workload.is_empty()) {
+        query.set_reports(FlowReports::Own);
+    }
+    Ok(query)
 }
 
 async fn snapshot(
@@ -85,9 +89,7 @@ async fn snapshot(
     }
     let query = query_of(fleet, args, SystemTime::now())?;
     let work = async {
-        printer
-            .answer(Answer::to(fleet, &query, &cursor).await?, limit_of(args))
-            .await?;
+        printer.ask(fleet, &query, &cursor).await?;
         Ok(printer.to.partial)
     };
     if enough {
@@ -120,21 +122,17 @@ async fn watch(fleet: &Fleet, args: &FlowsArgs, printer: &mut FlowPrinter) -> an
             () = printer.to.output.reader_gone() => return Ok(()),
         }
         let mut query = query_of(fleet, args, SystemTime::now())?;
-        let mut limit = limit_of(args);
         if !printer.to.redraws {
             query.since = begin;
         } else if args.limit.is_none() {
-            limit = printer.to.room();
-            query.limit = if args.edges { 0 } else { limit };
+            query.limit = printer.to.room();
         }
         let from = if printer.to.redraws {
             Cursor::default()
         } else {
             cursor.clone()
         };
-        cursor = printer
-            .answer(Answer::to(fleet, &query, &from).await?, limit)
-            .await?;
+        cursor = printer.ask(fleet, &query, &from).await?;
         refreshes += 1;
     }
     Ok(())
@@ -164,8 +162,8 @@ impl FlowPrinter {
         }
     }
 
-    /// Prints one answer, of edges at most `limit`, and says from where to ask next.
-    async fn answer(&mut self, mut answer: Answer, limit: u32) -> anyhow::Result<Cursor> {
+    /// Asks, prints the answer, and says from where to ask next.
+    async fn ask(&mut self, fleet: &Fleet, query: &FlowQuery, cursor: &Cursor) -> anyhow::Result<Cursor> {
         if std::mem::take(&mut self.header_due) {
             let header = if self.edges {
                 edge_csv::header()
@@ -175,8 +173,9 @@ impl FlowPrinter {
             self.to.output.write(header?).await?;
         }
         if self.edges {
-            return self.joined(answer, limit).await;
+            return self.joined(fleet, query, cursor).await;
         }
+        let mut answer = Answer::to(fleet, query, cursor).await?;
         let mut kept = Vec::new();
         let mut shown = 0_u64;
         while let Some(flows) = answer.next().await? {
@@ -211,15 +210,9 @@ impl FlowPrinter {
         self.close(table, cut, Vec::new(), end).await
     }
 
-    /// Prints one answer's edges.
-    async fn joined(&mut self, mut answer: Answer, limit: u32) -> anyhow::Result<Cursor> {
-        let mut edges = edge::join(&mut answer).await?;
-        let end = answer.end();
-        edge::sort(&mut edges, filter::flow_sort(self.sort));
-        let all = edges.len() as u64;
-        if limit > 0 {
-            edges.truncate(limit as usize);
-        }
+    /// Asks for edges, and prints them.
+    async fn joined(&mut self, fleet: &Fleet, query: &FlowQuery, cursor: &Cursor) -> anyhow::Result<Cursor> {
+        let (edges, all, end) = query::edges(fleet, query, cursor).await?;
         let settled = end.settled.as_ref();
         let record = |edge| edge_json::EdgeRecord::new(edge, edge::is_settled(edge, settled));
         self.to.fit();

@@ -27,10 +27,17 @@ pub(super) async fn run(fleet: &Fleet, args: &StatusArgs) -> anyhow::Result<Outc
             .iter()
             .map(|(_, answer)| status::json(answer))
             .collect::<anyhow::Result<String>>()?,
-        (Report::Table, [(_, answer)]) if !fleet.is_many() => {
+        (Report::Table, [(_, answer)]) if !fleet.is_many() || fleet.nodes.len() == 1 => {
             status::text(answer, &losses, &Style::of_stdout())
         }
-        (Report::Table, answers) => status::overview(answers, &losses, &Style::of_stdout()),
+        (Report::Table, answers) => {
+            let style = Style::of_stdout();
+            let own = match query::server_status(fleet).await? {
+                Some(own) => status::of_server(&own, &style),
+                None => String::new(),
+            };
+            own + &status::overview(answers, &losses, &style)
+        }
     };
     let mut output = Output::stdout();
     output.write(text).await?;

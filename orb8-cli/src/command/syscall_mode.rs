@@ -75,7 +75,7 @@ async fn switch(fleet: &Fleet, mode: SyscallMode) -> anyhow::Result<(Vec<ModeRec
         records.push(ModeRecord {
             before: Some(mode_name(answer.before())),
             mode: mode_name(answer.mode()),
-            node: if answer.node.is_empty() { name } else { answer.node },
+            node: name,
         });
     }
     Ok((records, losses))

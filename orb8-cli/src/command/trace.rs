@@ -1,23 +1,25 @@
 //! `orb8 trace`: events as they happen.
 
-use std::time::Duration;
-
-use futures::{
-    StreamExt as _,
-    stream::{BoxStream, SelectAll},
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
 };
-use orb8_proto::v1::{EventLoss, StreamEventsRequest, StreamEventsResponse, stream_events_response::Event};
+
+use orb8_fleet::called;
+use orb8_proto::v1::{
+    EventLoss, NodeState, StreamEventsRequest, StreamEventsResponse, stream_events_response::Event,
+};
 use tokio::time::Instant;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use crate::{
     args::{TraceForm, TraceNetworkArgs, TraceSyscallsArgs},
-    ends,
     exit::Outcome,
     filter::{self, Scope},
-    fleet::{self, Fleet, Member},
+    fleet::Fleet,
     humanise,
     output::Output,
+    query,
     render::{event, flow_json, syscall_event, syscall_json},
     signals::Stop,
     terminal::{self, Style},
@@ -94,7 +96,21 @@ impl Trace {
         stop: &Stop,
         render: impl Fn(&Event) -> anyhow::Result<Option<String>>,
     ) -> anyhow::Result<Outcome> {
-        let (mut events, mut partial) = super::unless_stopped(stop, open(fleet, &self.request)).await?;
+        let request = StreamEventsRequest {
+            nodes: fleet.nodes.clone(),
+            batch: true,
+            ..self.request.clone()
+        };
+        let open = fleet.ask(|mut client| {
+            let request = request.clone();
+            async move { Ok(client.stream_events(request).await?.into_inner()) }
+        });
+        let mut stream = super::unless_stopped(stop, open).await?;
+        // Events of a batch that are still to be told.
+        let mut waiting: VecDeque<StreamEventsResponse> = VecDeque::new();
+        let mut partial = false;
+        // How each node was when it was told of last.
+        let mut told = BTreeMap::new();
         if let Some(note) = &self.note {
             terminal::say(&format!("orb8: {note}"));
         }
@@ -106,26 +122,44 @@ impl Trace {
             if self.count.is_some_and(|limit| count >= limit) {
                 break Ok(());
             }
-            let response = tokio::select! {
-                biased;
-                () = stop.requested() => break Ok(()),
-                () = output.reader_gone() => break Ok(()),
-                () = super::deadline(end) => break Ok(()),
-                response = events.next() => response,
-            };
-            let event = match response {
-                Some(Ok(response)) => response.event,
-                // Of several agents, the others go on.
-                Some(Err(gone)) if fleet.is_many() => {
-                    partial = true;
-                    output.flush().await?;
-                    terminal::say(&format!("orb8: {gone:#}"));
-                    continue;
+            let event = match waiting.pop_front() {
+                Some(response) => response.event,
+                None => {
+                    let message = tokio::select! {
+                        biased;
+                        () = stop.requested() => break Ok(()),
+                        () = output.reader_gone() => break Ok(()),
+                        () = super::deadline(end) => break Ok(()),
+                        message = stream.message() => message,
+                    };
+                    match message {
+                        Ok(Some(response)) => response.event,
+                        Ok(None) if fleet.is_many() => {
+                            break Err(anyhow::anyhow!("no agent is left to tell events"));
+                        }
+                        Ok(None) => break Err(fleet.explain(&Status::unavailable("it ended the stream"))),
+                        Err(status) => break Err(fleet.explain(&status)),
+                    }
                 }
-                Some(Err(gone)) => break Err(gone),
-                None => break Err(anyhow::anyhow!("no agent is left to tell events")),
             };
             match event {
+                Some(Event::Batch(batch)) => waiting.extend(batch.events),
+                Some(Event::Node(node)) => {
+                    let sentence = match node.state() {
+                        NodeState::Answered if told.contains_key(&node.name) => {
+                            Some(format!("{} tells events again", called(&node.name)))
+                        }
+                        _ => query::missing([&node]).pop(),
+                    };
+                    partial |= !matches!(node.state(), NodeState::Answered | NodeState::NotAsked);
+                    // Once, however often it is tried.
+                    if told.insert(node.name.clone(), node.state) != Some(node.state)
+                        && let Some(sentence) = sentence
+                    {
+                        output.flush().await?;
+                        terminal::say(&format!("orb8: {sentence}"));
+                    }
+                }
                 Some(Event::Loss(loss)) => {
                     if let Some(sentence) = (self.loss)(&loss) {
                         tokio::select! {
@@ -162,67 +196,4 @@ impl Trace {
         ));
         Ok(Outcome::of(total.is_some() || partial, self.strict))
     }
-}
-
-type Events = SelectAll<BoxStream<'static, anyhow::Result<StreamEventsResponse>>>;
-
-/// The events of all agents, as they come; and whether some agent is missing, which was said.
-///
-/// # Errors
-/// If no agent tells events.
-async fn open(fleet: &Fleet, request: &StreamEventsRequest) -> anyhow::Result<(Events, bool)> {
-    let streams = fleet
-        .ask(|member| {
-            let request = request.clone();
-            async move {
-                let mut client = member.client.clone();
-                member.within(client.stream_events(request)).await
-            }
-        })
-        .await;
-    let mut silent = fleet.missing.clone();
-    let mut errors = Vec::new();
-    let mut events = Events::new();
-    for (member, stream) in fleet.members.iter().zip(streams) {
-        match stream {
-            Ok(stream) => events.push(told(member.clone(), stream.into_inner())),
-            Err(status) => {
-                silent.push((member.name.clone(), member.why(&status)));
-                errors.push(member.explain(&status));
-            }
-        }
-    }
-    if let Some(error) = fleet::nobody(events.is_empty(), errors, &silent) {
-        return Err(error);
-    }
-    for sentence in fleet::sentences(&silent) {
-        terminal::say(&format!("orb8: {sentence}"));
-    }
-    Ok((events, !silent.is_empty()))
-}
-
-/// One agent's events, closed by the reason for which they ended: they only end when the agent does.
-fn told(
-    member: Member,
-    stream: Streaming<StreamEventsResponse>,
-) -> BoxStream<'static, anyhow::Result<StreamEventsResponse>> {
-    futures::stream::unfold((member, Some(stream)), |(member, stream)| async move {
-        let mut stream = stream?;
-        match stream.message().await {
-            Ok(Some(mut response)) => {
-                if let Some(Event::Network(event)) = &mut response.event
-                    && member.deadline.is_some()
-                {
-                    event.flow.iter_mut().for_each(ends::name_hosts);
-                }
-                Some((Ok(response), (member, Some(stream))))
-            }
-            Ok(None) => {
-                let gone = Status::unavailable("it ended the stream");
-                Some((Err(member.explain(&gone)), (member, None)))
-            }
-            Err(status) => Some((Err(member.explain(&status)), (member, None))),
-        }
-    })
-    .boxed()
 }

@@ -43,6 +43,8 @@ struct StatusRecord<'a> {
     settings: Vec<SettingRecord<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kubernetes: Option<KubernetesRecord<'a>>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    transport: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -157,6 +159,7 @@ pub(crate) fn json(status: &AgentStatus) -> anyhow::Result<String> {
         checks: checks::records(&status.checks),
         settings: status.settings.iter().map(setting).collect(),
         kubernetes: status.kubernetes.as_ref().map(kubernetes_record),
+        transport: sanitise::json(status.transport.clone()),
     })
 }
 
@@ -174,6 +177,9 @@ pub(crate) fn text(status: &AgentStatus, losses: &Losses, style: &Style) -> Stri
         humanise::bytes(status.map_bytes),
         humanise::seconds(seconds(status.cpu.as_ref())),
     );
+    if !status.transport.is_empty() {
+        text.push_str(&format!("asked over: {}\n", sanitise::line(&status.transport)));
+    }
     if let Some(kubernetes) = &status.kubernetes {
         text.push_str(&kubernetes_line(kubernetes));
     }
@@ -204,6 +210,33 @@ pub(crate) fn text(status: &AgentStatus, losses: &Losses, style: &Style) -> Stri
     }
     text.push('\n');
     text.push_str(&footer::losses(losses, style));
+    text
+}
+
+/// The server's own state, before that of its agents.
+pub(crate) fn of_server(status: &AgentStatus, style: &Style) -> String {
+    let mut text = format!(
+        "orb8-server {} on {}; up {}; memory {}; CPU {}\nasked over: {}\n",
+        sanitise::line(&status.version),
+        sanitise::line(&status.node),
+        humanise::seconds(seconds(status.uptime.as_ref())),
+        humanise::bytes(status.rss_bytes),
+        humanise::seconds(seconds(status.cpu.as_ref())),
+        sanitise::line(&status.transport),
+    );
+    if let Some(kubernetes) = &status.kubernetes {
+        text.push_str(&kubernetes_line(kubernetes));
+    }
+    for (title, table) in [
+        ("Cluster", status.kubernetes.as_ref().and_then(watches)),
+        ("Limits", limits(&status.limits)),
+    ] {
+        if let Some(table) = table {
+            text.push_str(&format!("\n{}\n", style.paint(title, Tone::Strong)));
+            text.push_str(&table.render(Some(style.width), style));
+        }
+    }
+    text.push_str(&format!("\n{}\n", style.paint("Agents", Tone::Strong)));
     text
 }
 

@@ -430,7 +430,7 @@ pub(super) mod tests {
         };
         Answer {
             rows: rows.collect(),
-            losses: Losses::of_syscalls(Some(&summary)),
+            losses: Losses::of_ledger(&summary.ledger),
             summary: Some(summary),
             modes: vec![Measured {
                 name: "n1".into(),

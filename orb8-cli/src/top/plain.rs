@@ -39,7 +39,7 @@ pub(crate) fn render(model: &Model, style: &Style) -> String {
             Cell::new(sparkline(&rates.history, 12, style.utf8).trim_start()),
         ]);
     }
-    let unknown = Losses::of_answer(None);
+    let unknown = Losses::unknown();
     format!(
         "--- {} ({})\n{}{}{}",
         timestamp::date_clock(model.to.as_ref()),
@@ -70,7 +70,7 @@ pub(crate) fn render_calls(calls: &Calls, style: &Style) -> String {
             Cell::new(sparkline(&rates.history, 12, style.utf8).trim_start()),
         ]);
     }
-    let unknown = Losses::of_answer(None);
+    let unknown = Losses::unknown();
     format!(
         "--- {} ({})\n{}{}{}",
         timestamp::date_clock(calls.to.as_ref()),

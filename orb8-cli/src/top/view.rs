@@ -408,7 +408,7 @@ mod tests {
         };
         let mut model = Model::new(TopSort::Bytes);
         let end = End {
-            losses: Losses::of_answer(Some(&summary)),
+            losses: Losses::of_ledger(&summary.ledger),
             settled: summary.to,
             summary: Some(summary),
             cursor: Cursor::default(),

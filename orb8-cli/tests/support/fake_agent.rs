@@ -619,6 +619,14 @@ impl FakeAgent {
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+fn answered(story: Story) -> orb8_proto::v1::NodeAnswer {
+    orb8_proto::v1::NodeAnswer {
+        name: node(story).into(),
+        state: orb8_proto::v1::NodeState::Answered.into(),
+        ..orb8_proto::v1::NodeAnswer::default()
+    }
+}
+
 #[tonic::async_trait]
 impl OrbitService for FakeAgent {
     type QueryEdgesStream =
@@ -634,7 +642,11 @@ impl OrbitService for FakeAgent {
         &self,
         request: Request<SyscallQuery>,
     ) -> Result<Response<Self::QuerySyscallsStream>, Status> {
-        let query = request.into_inner();
+        let mut query = request.into_inner();
+        // As the protocol says: instead of `since`.
+        if let Some(cursor) = query.cursors.pop() {
+            query.since = cursor.time;
+        }
         self.asked.syscalls.lock().unwrap().push(query.clone());
         let filter = query.filter.clone().unwrap_or_default();
         if filter.syscalls.iter().any(|name| name == "opnat") {
@@ -705,7 +717,11 @@ impl OrbitService for FakeAgent {
         &self,
         request: Request<FlowQuery>,
     ) -> Result<Response<Self::QueryFlowsStream>, Status> {
-        let query = request.into_inner();
+        let mut query = request.into_inner();
+        // As the protocol says: instead of `since`.
+        if let Some(cursor) = query.cursors.pop() {
+            query.since = cursor.time;
+        }
         self.asked.flows.lock().unwrap().push(query.clone());
         let filter = query.filter.clone().unwrap_or_default();
         if filter.owners.iter().any(|owner| owner == "refuse") {
@@ -772,7 +788,7 @@ impl OrbitService for FakeAgent {
         Ok(Response::new(AgentStatus {
             version: "0.1.0".into(),
             node: node(self.story).into(),
-            transport: String::new(),
+            transport: "plain text on loopback".into(),
             kubernetes: kubernetes(self.story),
             started: at(START - 3700, 0),
             uptime: Some(prost_types::Duration {
@@ -839,30 +855,79 @@ impl OrbitService for FakeAgent {
 
     async fn query_edges(
         &self,
-        _request: Request<FlowQuery>,
+        request: Request<FlowQuery>,
     ) -> Result<Response<Self::QueryEdgesStream>, Status> {
-        Err(Status::unimplemented("an agent does not join edges"))
+        use orb8_proto::v1::{
+            EdgeBatch, EdgeSummary, QueryEdgesResponse, query_edges_response::Part as EdgePart,
+        };
+        let query = request.into_inner();
+        let (sort, limit) = (query.sort(), query.limit as usize);
+        let all = FlowQuery { limit: 0, ..query };
+        let mut parts = self.query_flows(Request::new(all)).await?.into_inner();
+        let (mut flows, mut summary) = (Vec::new(), None);
+        while let Some(part) = parts.next().await {
+            match part?.part {
+                Some(Part::Batch(batch)) => flows.extend(batch.flows),
+                Some(Part::Summary(last)) => summary = Some(last),
+                None => {}
+            }
+        }
+        let mut edges = orb8_proto::edges::join(flows);
+        orb8_proto::edges::sort(&mut edges, sort);
+        let found = edges.len() as u64;
+        if limit > 0 {
+            edges.truncate(limit);
+        }
+        let summary = EdgeSummary {
+            edges: found,
+            settled: summary.as_ref().and_then(|summary| summary.to),
+            flows: summary,
+        };
+        let parts = [EdgePart::Batch(EdgeBatch { edges }), EdgePart::Summary(summary)];
+        let parts = parts.map(|part| Ok(QueryEdgesResponse { part: Some(part) }));
+        Ok(Response::new(Box::pin(tokio_stream::iter(parts))))
     }
 
     async fn list_nodes(
         &self,
         _request: Request<orb8_proto::v1::ListNodesRequest>,
     ) -> Result<Response<Self::ListNodesStream>, Status> {
-        Err(Status::unimplemented("an agent does not list nodes"))
+        let info = orb8_proto::v1::NodeInfo {
+            name: node(self.story).into(),
+            state: orb8_proto::v1::NodeState::Answered.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started: at(START - 3600, 0),
+            history_from: at(START - 300, 0),
+            transport: "plain text on loopback".into(),
+            ..orb8_proto::v1::NodeInfo::default()
+        };
+        Ok(Response::new(Box::pin(tokio_stream::iter([Ok(info)]))))
     }
 
     async fn query_status(
         &self,
         _request: Request<orb8_proto::v1::QueryStatusRequest>,
     ) -> Result<Response<Self::QueryStatusStream>, Status> {
-        Err(Status::unimplemented("an agent does not know of others"))
+        let status = self
+            .get_agent_status(Request::new(GetAgentStatusRequest {}))
+            .await?;
+        let part = orb8_proto::v1::NodeStatus {
+            answer: Some(answered(self.story)),
+            status: Some(status.into_inner()),
+        };
+        Ok(Response::new(Box::pin(tokio_stream::iter([Ok(part)]))))
     }
 
     async fn query_pods(
         &self,
-        _request: Request<orb8_proto::v1::ListPodsRequest>,
+        request: Request<ListPodsRequest>,
     ) -> Result<Response<Self::QueryPodsStream>, Status> {
-        Err(Status::unimplemented("an agent does not know of others"))
+        let pods = self.list_pods(request).await?;
+        let part = orb8_proto::v1::NodePods {
+            answer: Some(answered(self.story)),
+            pods: Some(pods.into_inner()),
+        };
+        Ok(Response::new(Box::pin(tokio_stream::iter([Ok(part)]))))
     }
 
     async fn stream_events(
