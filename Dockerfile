@@ -16,8 +16,10 @@ ENV TARGET_CC=musl-gcc RUSTFLAGS=--remap-path-prefix=/orb8=.
 RUN target="$(uname -m)-unknown-linux-musl" \
     && cargo build --locked --release --target "$target" \
         --package orb8-agent --bin orb8-agent --package orb8-cli --bin orb8 \
+        --package orb8-server --bin orb8-server \
     && mkdir /image \
-    && cp "target/$target/release/orb8-agent" "target/$target/release/orb8" /image/
+    && cp "target/$target/release/orb8-agent" "target/$target/release/orb8" \
+        "target/$target/release/orb8-server" /image/
 
 FROM scratch
 # `--build-arg VERSION=…` for another one than the workspace's.

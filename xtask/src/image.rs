@@ -20,7 +20,11 @@ const NAME: &str = "ghcr.io/orb8/orb8-agent";
 /// Compressed, as a registry stores it.
 const MAX_BYTES: usize = 25 << 20;
 /// The packages and programs in it; the first one is what it runs.
-const PROGRAMS: &[(&str, &str)] = &[("orb8-agent", "orb8-agent"), ("orb8-cli", "orb8")];
+const PROGRAMS: &[(&str, &str)] = &[
+    ("orb8-agent", "orb8-agent"),
+    ("orb8-cli", "orb8"),
+    ("orb8-server", "orb8-server"),
+];
 /// The same of the image that the end-to-end tests run.
 const WORKLOAD: &[(&str, &str)] = &[("orb8-e2e", "orb8-traffic")];
 const WORKLOAD_NAME: &str = "ghcr.io/orb8/orb8-traffic:dev";

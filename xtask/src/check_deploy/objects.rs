@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 pub(super) struct Name {
     pub(super) kind: String,
     namespace: Option<String>,
-    name: String,
+    pub(super) name: String,
     api_version: String,
 }
 

@@ -1,13 +1,11 @@
 //! What orb8 asks of a cluster, in full: a change that asks for more has to change this file too, and say why in
 //! `deploy/README.md`.
 
-use std::net::IpAddr;
-
 use serde_json::{Value, json};
 
 use super::objects::{Name, Objects, compare};
 
-/// Fields of the pods. What is not here can be a privilege: `hostIPC`, `initContainers`, `shareProcessNamespace`.
+/// Fields of the agents' pods. What is not here can be a privilege: `hostIPC`, `initContainers`, `shareProcessNamespace`.
 const POD_FIELDS: &[&str] = &[
     "affinity",
     "containers",
@@ -36,6 +34,18 @@ const CONTAINER_FIELDS: &[&str] = &[
     "securityContext",
     "volumeMounts",
 ];
+/// The same of the other pods, which have no privileges at all.
+const UNPRIVILEGED_POD_FIELDS: &[&str] = &[
+    "affinity",
+    "containers",
+    "imagePullSecrets",
+    "nodeSelector",
+    "restartPolicy",
+    "securityContext",
+    "serviceAccountName",
+    "terminationGracePeriodSeconds",
+    "volumes",
+];
 const CAPABILITIES: &[&str] = &["BPF", "PERFMON", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"];
 /// For kernels before 5.11.
 const LOCKED_MEMORY: &str = "SYS_RESOURCE";
@@ -60,25 +70,65 @@ pub(super) fn unexpected(objects: &Objects, meant: Meant<'_>) -> Vec<String> {
         };
         match name.kind.as_str() {
             "DaemonSet" => check.daemon_set(meant),
-            "ClusterRole" => check.is(
-                "/rules",
-                &json!([
-                    {"apiGroups": [""], "resources": ["nodes", "pods", "services"], "verbs": ["get", "list", "watch"]},
-                    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
-                ]),
-            ),
-            "ClusterRoleBinding" => check.binding(objects),
+            "Deployment" => {
+                check.unprivileged("/spec/template/spec", &["/orb8-server"], Some("orb8-server-tls"))
+            }
+            "Job" => check.unprivileged("/spec/template/spec", CERTGEN, None),
+            "CronJob" => check.unprivileged("/spec/jobTemplate/spec/template/spec", CERTGEN, None),
+            "ClusterRole" | "Role" => match rules(&name.kind, &name.name) {
+                Some(rules) => check.is("/rules", &rules),
+                None => check.problem("nobody needs this role"),
+            },
+            "ClusterRoleBinding" | "RoleBinding" => check.binding(objects),
             "Service" => {
-                // Headless: no address of its own, no port of the nodes.
-                check.is("/spec/clusterIP", &json!("None"));
-                check.absent("/spec/type");
+                match name.name.as_str() {
+                    // Headless: no address of its own.
+                    "orb8-agents" => {
+                        check.is("/spec/clusterIP", &json!("None"));
+                        check.absent("/spec/type");
+                    }
+                    _ => check.is("/spec/type", &json!("ClusterIP")),
+                }
+                // No port of the nodes.
                 check.absent("/spec/externalIPs");
             }
-            "Namespace" | "NetworkPolicy" | "ServiceAccount" => {}
+            "Namespace" | "NetworkPolicy" | "PodDisruptionBudget" | "ServiceAccount" => {}
             _ => check.problem("no object of this kind is needed"),
         }
     }
     found
+}
+
+/// What makes certificates.
+const CERTGEN: &[&str] = &["/orb8-server", "certgen"];
+
+/// What each role may, in full.
+fn rules(kind: &str, name: &str) -> Option<Value> {
+    Some(match (kind, name) {
+        ("ClusterRole", "orb8-agent") => json!([
+            {"apiGroups": [""], "resources": ["nodes", "pods", "services"], "verbs": ["get", "list", "watch"]},
+            {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
+        ]),
+        ("ClusterRole", "orb8-server") => json!([
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+            {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
+            {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
+        ]),
+        ("Role", "orb8-server") => json!([
+            {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
+        ]),
+        ("Role", "orb8-certgen") => json!([
+            {"apiGroups": [""], "resources": ["secrets", "configmaps"], "verbs": ["create"]},
+            {
+                "apiGroups": [""],
+                "resources": ["secrets"],
+                "resourceNames": ["orb8-ca", "orb8-agent-tls", "orb8-server-tls", "orb8-operator-tls"],
+                "verbs": ["get", "patch"],
+            },
+            {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["orb8-ca"], "verbs": ["get", "patch"]},
+        ]),
+        _ => return None,
+    })
 }
 
 struct Check<'a> {
@@ -145,10 +195,14 @@ impl Check<'_> {
             &pod("securityContext"),
             &json!({"seccompProfile": {"type": "RuntimeDefault"}}),
         );
-        let mut volumes =
-            vec![json!({"name": "cgroup", "hostPath": {"path": "/sys/fs/cgroup", "type": "Directory"}})];
-        let mut mounts =
-            vec![json!({"name": "cgroup", "mountPath": "/host/sys/fs/cgroup", "readOnly": true})];
+        let mut volumes = vec![
+            json!({"name": "cgroup", "hostPath": {"path": "/sys/fs/cgroup", "type": "Directory"}}),
+            json!({"name": "tls", "secret": {"secretName": "orb8-agent-tls", "defaultMode": 0o400}}),
+        ];
+        let mut mounts = vec![
+            json!({"name": "cgroup", "mountPath": "/host/sys/fs/cgroup", "readOnly": true}),
+            json!({"name": "tls", "mountPath": "/tls", "readOnly": true}),
+        ];
         if let Some(path) = meant.state_dir {
             volumes.push(json!({"name": "state", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}));
             mounts.push(json!({"name": "state", "mountPath": path}));
@@ -171,44 +225,106 @@ impl Check<'_> {
             }),
         );
         self.is(&container("volumeMounts"), &json!(mounts));
-        self.absent(&container("ports/1"));
-        self.is(&container("ports/0/name"), &json!("metrics"));
-        self.grpc_stays_on_loopback(&container("env"));
+        self.absent(&container("ports/2"));
+        self.is(&container("ports/0/name"), &json!("grpc"));
+        self.is(&container("ports/1/name"), &json!("metrics"));
+        self.grpc_is_over_tls(&container("env"), "ORB8_");
     }
 
-    /// It has no authentication.
-    fn grpc_stays_on_loopback(&mut self, pointer: &str) {
+    /// Pods without any privilege, which run `command`, with the certificates of a Secret if it is named.
+    fn unprivileged(&mut self, pod: &str, command: &[&str], secret: Option<&str>) {
+        let container = |field: &str| format!("{pod}/containers/0/{field}");
+        let of_pod = |field: &str| format!("{pod}/{field}");
+        self.only_fields(pod, UNPRIVILEGED_POD_FIELDS);
+        self.absent(&of_pod("containers/1"));
+        self.only_fields(
+            &of_pod("containers/0"),
+            &[CONTAINER_FIELDS, &["command"]].concat(),
+        );
+        self.is(&container("command"), &json!(command));
+        let mut context = json!({
+            "runAsNonRoot": true,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        });
+        if let Some(secret) = secret {
+            context["fsGroup"] = json!(65532);
+            self.is(
+                &of_pod("volumes"),
+                &json!([{"name": "tls", "secret": {"secretName": secret, "defaultMode": 0o440}}]),
+            );
+            self.is(
+                &container("volumeMounts"),
+                &json!([{"name": "tls", "mountPath": "/tls", "readOnly": true}]),
+            );
+            self.grpc_is_over_tls(&container("env"), "ORB8_SERVER_");
+        } else {
+            self.absent(&of_pod("volumes"));
+        }
+        self.is(&of_pod("securityContext"), &context);
+        self.is(
+            &container("securityContext"),
+            &json!({
+                "privileged": false,
+                "allowPrivilegeEscalation": false,
+                "readOnlyRootFilesystem": true,
+                "capabilities": {"drop": ["ALL"]},
+            }),
+        );
+    }
+
+    /// Without certificates it would answer everybody.
+    fn grpc_is_over_tls(&mut self, pointer: &str, prefix: &str) {
         let variables = self.object.pointer(pointer).and_then(Value::as_array);
-        let address = variables
-            .into_iter()
-            .flatten()
-            .find(|variable| variable["name"] == "ORB8_GRPC_ADDRESS");
-        let Some(address) = address else { return };
-        let loopback = address["value"]
-            .as_str()
-            .and_then(|value| value.parse::<IpAddr>().ok())
-            .is_some_and(|address| address.is_loopback());
-        if !loopback {
-            self.problem(format_args!("{address} offers gRPC to others than the node"));
+        let value = |name: &str| {
+            let mut variables = variables.into_iter().flatten();
+            variables.find(|variable| variable["name"] == format!("{prefix}{name}").as_str())
+        };
+        let mut problems = Vec::new();
+        for (name, file) in [
+            ("TLS_CA", "ca.crt"),
+            ("TLS_CERT", "tls.crt"),
+            ("TLS_KEY", "tls.key"),
+        ] {
+            let expected = format!("/tls/{file}");
+            if value(name).is_none_or(|variable| variable["value"] != expected.as_str()) {
+                problems.push(format!(
+                    "{prefix}{name} is not {expected}: gRPC would be in plain text"
+                ));
+            }
+        }
+        if let Some(insecure) = value("INSECURE") {
+            problems.push(format!("{insecure} offers gRPC in plain text"));
+        }
+        for problem in problems {
+            self.problem(problem);
         }
     }
 
-    /// The agents' account has the agents' role, and nobody has another.
+    /// Each part's account has that part's role, and nobody has another.
     fn binding(&mut self, objects: &Objects) {
+        let role = match self.name.kind.as_str() {
+            "ClusterRoleBinding" => "ClusterRole",
+            _ => "Role",
+        };
+        let own = self.name.name.clone();
         self.is(
             "/roleRef",
-            &json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "orb8-agent"}),
+            &json!({"apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": own}),
         );
-        let agents = objects.iter().find(|(name, _)| name.kind == "DaemonSet");
-        let Some((_, agents)) = agents else {
-            return self.problem("there is no DaemonSet whose account it could be for");
+        let runs = objects.iter().find(|(name, object)| {
+            name.name == own && object.pointer("/spec/template/spec/serviceAccountName").is_some()
+        });
+        let Some((_, runs)) = runs else {
+            return self.problem("there are no pods whose account it could be for");
         };
         self.is(
             "/subjects",
             &json!([{
                 "kind": "ServiceAccount",
-                "name": agents["spec"]["template"]["spec"]["serviceAccountName"],
-                "namespace": agents["metadata"]["namespace"],
+                "name": runs["spec"]["template"]["spec"]["serviceAccountName"],
+                "namespace": runs["metadata"]["namespace"],
             }]),
         );
     }
@@ -249,11 +365,21 @@ rules:
                 "hostNetwork": true,
                 "hostPID": true,
                 "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-                "volumes": [{"name": "cgroup", "hostPath": {"path": "/sys/fs/cgroup", "type": "Directory"}}],
+                "volumes": [
+                    {"name": "cgroup", "hostPath": {"path": "/sys/fs/cgroup", "type": "Directory"}},
+                    {"name": "tls", "secret": {"secretName": "orb8-agent-tls", "defaultMode": 0o400}},
+                ],
                 "containers": [{
-                    "env": [],
-                    "ports": [{"name": "metrics"}],
-                    "volumeMounts": [{"name": "cgroup", "mountPath": "/host/sys/fs/cgroup", "readOnly": true}],
+                    "env": [
+                        {"name": "ORB8_TLS_CA", "value": "/tls/ca.crt"},
+                        {"name": "ORB8_TLS_CERT", "value": "/tls/tls.crt"},
+                        {"name": "ORB8_TLS_KEY", "value": "/tls/tls.key"},
+                    ],
+                    "ports": [{"name": "grpc"}, {"name": "metrics"}],
+                    "volumeMounts": [
+                        {"name": "cgroup", "mountPath": "/host/sys/fs/cgroup", "readOnly": true},
+                        {"name": "tls", "mountPath": "/tls", "readOnly": true},
+                    ],
                     "securityContext": {
                         "privileged": false,
                         "allowPrivilegeEscalation": false,
@@ -295,7 +421,7 @@ rules:
             (
                 "/containers/0",
                 "env",
-                json!([{"name": "ORB8_GRPC_ADDRESS", "value": "0.0.0.0"}]),
+                json!([{"name": "ORB8_INSECURE", "value": "on"}]),
             ),
         ] {
             let mut changed = agents();
