@@ -133,6 +133,14 @@ impl Cluster {
             "--timeout=60s",
         ])
         .context("orb8 is not installed: kubectl apply -k deploy/")?;
+        self.kubectl(&[
+            "-n",
+            "orb8",
+            "rollout",
+            "status",
+            "deployment/orb8-server",
+            "--timeout=60s",
+        ])?;
         self.clean_up();
         self.apply(&manifests::all(&self.image, &self.nodes))?;
         for resource in ["deployment/web", "statefulset/db"] {

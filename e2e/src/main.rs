@@ -7,6 +7,7 @@
 mod cluster;
 mod manifests;
 mod scenarios;
+mod server;
 mod syscalls;
 
 use std::{path::PathBuf, process::ExitCode, time::Instant};

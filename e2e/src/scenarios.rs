@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     cluster::{Cluster, End, Expected, Flow, Made, NAMESPACE, expect},
-    manifests, syscalls,
+    manifests, server, syscalls,
 };
 
 /// How a scenario ended, unless it failed.
@@ -47,6 +47,11 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("system calls told one by one", syscalls::trace),
     ("a seccomp profile of a pod fits it", syscalls::seccomp),
     ("a system call that a pod had never made", syscalls::new),
+    ("every node answers, over TLS", server::nodes),
+    ("an edge over two nodes, to the byte", server::edge_over_nodes),
+    ("a token sees its namespaces alone", server::token),
+    ("servers are killed while they are asked", server::killed_servers),
+    ("an agent is killed while it is asked", server::killed_agent),
     ("the agent is restarted", restart),
     ("the API server is away", api_outage),
     ("a node is cut off", node_cut),
@@ -824,8 +829,25 @@ fn node_cut(cluster: &Cluster) -> Result<Outcome> {
     thread::sleep(Duration::from_secs(20));
     // The nodes that can be reached answer, and the other one is named.
     let partial = cluster.orb8(&["flows", "-A", "--strict", "-o", "json"]);
+    // A question about a pod is its own node's, and lacks nothing.
+    let routed = cluster.orb8(&[
+        "flows",
+        "-n",
+        NAMESPACE,
+        "--pod",
+        "through-cut",
+        "--strict",
+        "-o",
+        "json",
+    ]);
     cluster.hook(join)?;
     ensure!(partial.is_err(), "an answer without a node is said to be whole");
+    let routed =
+        routed.context("a question about a pod of another node waits for the node that is cut off")?;
+    ensure!(
+        routed.contains("through-cut"),
+        "the pod's own node does not tell of it: {routed}"
+    );
     cluster.kubectl(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=120s"])?;
     let address = format!("{}:7000", cluster.ip("guaranteed")?);
     exchange(cluster, "guaranteed", &address, V4, "61", "280")?;

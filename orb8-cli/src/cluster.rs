@@ -1,7 +1,12 @@
 //! The server of a Kubernetes cluster, or its agents, reached as `kubectl port-forward` does it: through the API server, with the
 //! rights of the user's kubeconfig. Nothing has to listen outside of the cluster.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    hash::{BuildHasher as _, RandomState},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::anyhow;
 use hyper::{Request, Response};
@@ -42,6 +47,8 @@ const NAMESPACE: &str = "orb8";
 const PORT: u16 = 9090;
 /// How long connecting to the API server takes at most.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one of the servers may take to be connected to, before the next one is tried.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the API server may take to list the agents.
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -564,8 +571,10 @@ fn server_fleet(
         .connect_with_connector_lazy(tower::service_fn(move |_| {
             let (pods, tls) = (pods.clone(), tls.clone());
             async move {
-                let stream = to_server(&pods).await.map_err(std::io::Error::other)?;
-                secure(stream, tls.as_ref()).await.map(TokioIo::new)
+                let stream = to_server(&pods, tls.as_ref())
+                    .await
+                    .map_err(std::io::Error::other)?;
+                Ok::<_, std::io::Error>(TokioIo::new(stream))
             }
         }));
     Ok(Fleet::server(
@@ -576,30 +585,61 @@ fn server_fleet(
     ))
 }
 
-/// A stream to the port of one of the servers, the ready ones first.
-async fn to_server(pods: &Api<Pod>) -> Result<DuplexStream, String> {
+/// A connection to one of the servers, the ready ones first; which of these, chance says. One on a node that has just been
+/// lost counts as ready for a while: the next is tried if it does not answer at once.
+async fn to_server(pods: &Api<Pod>, tls: Option<&Connector>) -> Result<Forwarded, String> {
     let params = ListParams::default().labels(SERVER_SELECTOR);
     let listed = pods.list(&params).await.map_err(|error| why(&error))?;
     let mut servers: Vec<AgentPod> = listed.items.into_iter().map(AgentPod::of).collect();
-    servers.sort_by_key(|server| std::cmp::Reverse(server.rank()));
+    let chance = RandomState::new();
+    servers.sort_by_key(|server| (std::cmp::Reverse(server.rank()), chance.hash_one(&server.name)));
     let mut told = "no pod of the server runs".to_owned();
     for server in servers.iter().filter(|server| server.phase == "Running") {
-        match pods.portforward(&server.name, &[SERVER_PORT]).await {
-            Ok(mut forwarder) => {
-                if let Some(stream) = forwarder.take_stream(SERVER_PORT) {
-                    return Ok(stream);
-                }
-            }
-            Err(error) if status_of(&error) == Some(403) => {
+        let name = format!("{}/{}", server.namespace, server.name);
+        match tokio::time::timeout(ATTEMPT_TIMEOUT, forward_to_server(pods, &server.name, tls)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) if error.is::<Usage>() => {
                 return Err(format!(
-                    "you may not forward a port to {}/{}: that takes the right to create pods/portforward there",
-                    server.namespace, server.name
+                    "you may not forward a port to {name}: that takes the right to create pods/portforward there"
                 ));
             }
-            Err(error) => told = format!("pod {}/{}: {}", server.namespace, server.name, why(&error)),
+            Ok(Err(error)) => told = format!("pod {name}: {error}"),
+            Err(_) => told = format!("pod {name}: no answer within {} s", ATTEMPT_TIMEOUT.as_secs()),
         }
     }
     Err(told)
+}
+
+async fn forward_to_server(
+    pods: &Api<Pod>,
+    name: &str,
+    tls: Option<&Connector>,
+) -> anyhow::Result<Forwarded> {
+    let mut forwarder = match pods.portforward(name, &[SERVER_PORT]).await {
+        Ok(forwarder) => forwarder,
+        Err(error) if status_of(&error) == Some(403) => return Err(Usage(String::new()).into()),
+        Err(error) => return Err(anyhow!("{}", why(&error))),
+    };
+    let failure = forwarder.take_error(SERVER_PORT);
+    let stream = forwarder
+        .take_stream(SERVER_PORT)
+        .ok_or_else(|| anyhow!("the API server forwards no port"))?;
+    let secured = secure(stream, tls).await;
+    match (secured, failure) {
+        (Ok(secured), _) => Ok(secured),
+        // What the kubelet says is more to the point than that the stream ended.
+        (Err(error), Some(failure)) => {
+            let failure = tokio::time::timeout(Duration::from_millis(200), failure)
+                .await
+                .ok()
+                .flatten();
+            Err(anyhow!(
+                "{}",
+                failure.map_or_else(|| error.to_string(), |failure| failure.trim().to_owned())
+            ))
+        }
+        (Err(error), None) => Err(error.into()),
+    }
 }
 
 /// The HTTP status that the API server answered with, if it did.
