@@ -397,13 +397,18 @@ impl Roots {
         let Some(pair) = stored.and_then(|stored| stored.pair(CERTIFICATE, KEY)) else {
             return Ok(None);
         };
+        let foreign = stored.is_some_and(|stored| stored.foreign.is_some());
         let stored = stored.map(|stored| &stored.data);
         let text = |key: &str| stored.and_then(|data| data.get(key)).map_or("", String::as_str);
         let current = Authority::read(pair, what).map_err(|error| {
             // Somebody's own, perhaps: it is not replaced unasked.
             AuthorityError::Unusable {
                 what: what.to_owned(),
-                why: format!("{error}; delete it to have a new certificate authority made"),
+                why: format!("{error}; {}", if foreign {
+                    "it is cert-manager's: have cert-manager make the other certificates as well, and leave certgen out"
+                } else {
+                    "delete it to have a new certificate authority made"
+                }),
             }
         })?;
         let next = match (text(NEXT_CERTIFICATE), text(NEXT_KEY)) {

@@ -292,7 +292,9 @@ impl<S> Guard<S> {
         token: String,
     ) -> Result<View, Refusal> {
         if request.syscall_sampling != 0 {
-            return Err(Refusal::Operators("asking for sampled calls"));
+            return Err(Refusal::Operators(
+                "asking for sampled calls (`--sample 0` asks for none)",
+            ));
         }
         if request.network.is_none() && request.syscall.is_none() {
             request.network = Some(Default::default());

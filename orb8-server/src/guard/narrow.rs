@@ -204,3 +204,33 @@ fn net(text: &str) -> Option<IpNet> {
     let address = text.parse::<IpAddr>().map(IpNet::from);
     address.ok().or_else(|| text.parse().ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_is_no_namespace() {
+        let namespace = |value| match named(value) {
+            Named::Namespace(namespace) => Some(namespace),
+            Named::Kind | Named::Name => None,
+        };
+        assert_eq!(namespace("cart"), None);
+        assert_eq!(namespace("shop/cart"), Some("shop"));
+        assert_eq!(namespace("Deployment/cart"), None);
+        assert_eq!(namespace("deployment/cart"), None);
+        assert_eq!(namespace("Rollout/cart"), None);
+        // Three parts begin with a namespace, whatever it is called.
+        assert_eq!(namespace("job/Job/cart"), Some("job"));
+        assert_eq!(namespace("shop/Deployment/cart"), Some("shop"));
+    }
+
+    #[test]
+    fn conditions_stay_bounded() {
+        let namespaces: Vec<String> = (0..200).map(|number| format!("n{number}")).collect();
+        let names = |count: usize| vec!["a".to_owned(); count];
+        assert_eq!(qualified(names(5), &namespaces).unwrap().len(), 1000);
+        let error = qualified(names(6), &namespaces).unwrap_err();
+        assert!(matches!(error, Refusal::Condition(why) if why.contains("namespace/name")));
+    }
+}
