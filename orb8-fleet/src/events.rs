@@ -47,7 +47,7 @@ enum Told {
     Events(Vec<StreamEventsResponse>),
     /// A member's events begin, or end; `refused`: the request makes no sense to it.
     Node {
-        answer: NodeAnswer,
+        answer: Box<NodeAnswer>,
         refused: Option<Status>,
     },
 }
@@ -102,7 +102,7 @@ impl Hub {
                         return Err(Status::invalid_argument(refused.message()));
                     }
                     waiting.remove(&answer.name);
-                    answers.push(answer);
+                    answers.push(*answer);
                 }
                 Ok(Some(Told::Events(events))) => early.extend(events),
                 Ok(None) | Err(_) => break,
@@ -138,7 +138,7 @@ impl Hub {
                         while let Some(told_now) = next.take() {
                             match told_now {
                                 Told::Events(more) => events.extend(more),
-                                Told::Node { answer, .. } if many => events.push(response(Event::Node(answer))),
+                                Told::Node { answer, .. } if many => events.push(response(Event::Node(*answer))),
                                 Told::Node { .. } => {}
                             }
                             if events.len() < BATCH {
@@ -320,7 +320,13 @@ impl Queue {
 
     /// What becomes of a member is never left out. Whether anybody listens still.
     async fn node(&self, answer: NodeAnswer, refused: Option<Status>) -> bool {
-        self.sender.send(Told::Node { answer, refused }).await.is_ok()
+        self.sender
+            .send(Told::Node {
+                answer: Box::new(answer),
+                refused,
+            })
+            .await
+            .is_ok()
     }
 }
 
