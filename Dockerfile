@@ -15,11 +15,10 @@ COPY . .
 ENV TARGET_CC=musl-gcc RUSTFLAGS=--remap-path-prefix=/orb8=.
 RUN target="$(uname -m)-unknown-linux-musl" \
     && cargo build --locked --release --target "$target" \
-        --package orb8-agent --bin orb8-agent --package orb8-cli --bin orb8 \
-        --package orb8-server --bin orb8-server \
+        --package orb8-image --bin orb8-programs \
     && mkdir /image \
-    && cp "target/$target/release/orb8-agent" "target/$target/release/orb8" \
-        "target/$target/release/orb8-server" /image/
+    && cp "target/$target/release/orb8-programs" /image/ \
+    && for name in orb8-agent orb8-server orb8; do ln -s orb8-programs "/image/$name"; done
 
 FROM scratch
 # `--build-arg VERSION=…` for another one than the workspace's.

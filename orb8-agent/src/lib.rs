@@ -24,6 +24,7 @@ mod pipeline;
 mod pods;
 pub mod preflight;
 pub mod probe;
+mod program;
 mod ring;
 pub mod settings;
 mod status;
@@ -31,3 +32,4 @@ pub mod store;
 pub mod syscalls;
 
 pub use agent::{Agent, AgentError, Listen};
+pub use program::main;

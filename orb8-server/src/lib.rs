@@ -13,10 +13,12 @@ mod http;
 mod metrics;
 mod pods;
 mod pool;
+mod program;
 mod server;
 pub mod settings;
 mod status;
 mod wall_clock;
 mod watching;
 
+pub use program::main;
 pub use server::{Server, ServerError};

@@ -9,6 +9,8 @@ mod cleanup;
 #[cfg(feature = "bench")]
 mod cluster;
 #[cfg(feature = "bench")]
+mod fleet;
+#[cfg(feature = "bench")]
 mod footprint;
 #[cfg(feature = "bench")]
 mod measure;
@@ -54,6 +56,8 @@ pub(crate) enum Section {
     Query,
     /// What the syscall programs add to a call, beside C's and bpftrace's.
     Syscall,
+    /// A server over a thousand agents.
+    Fleet,
 }
 
 /// Options of `bench`.
@@ -72,6 +76,10 @@ pub(crate) struct Options {
     #[cfg(feature = "bench")]
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
+    /// Another server than the one that is built here.
+    #[cfg(feature = "bench")]
+    #[arg(long, value_name = "FILE")]
+    server: Option<PathBuf>,
 }
 
 #[cfg(feature = "bench")]
@@ -92,7 +100,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         .parent()
         .context("xtask has no parent directory")?;
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    for package in [&["orb8-agent"][..], &["xtask", "--features", "bench"]] {
+    for package in [
+        &["orb8-agent"][..],
+        &["orb8-server"],
+        &["xtask", "--features", "bench"],
+    ] {
         let status = Command::new("cargo")
             .current_dir(root)
             .args(["build", "--quiet", "--release", "--locked", "--package"])
@@ -105,7 +117,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     measure
         .arg("bench")
         .arg("--agent")
-        .arg(target.join("release/orb8-agent"));
+        .arg(target.join("release/orb8-agent"))
+        .arg("--server")
+        .arg(target.join("release/orb8-server"));
     for section in &options.sections {
         if let Some(value) = section.to_possible_value() {
             measure.arg(value.get_name());

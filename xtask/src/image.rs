@@ -1,4 +1,4 @@
-//! Makes the container image without a container engine: two static programs in an OCI archive
+//! Makes the container image without a container engine: one static program, which is called by several names, in an OCI archive
 //! (<https://github.com/opencontainers/image-spec>, v1.1), which containerd, kind and Docker load.
 //!
 //! Two runs over the same sources give the same bytes: files are in a fixed order, with a fixed time and owner.
@@ -10,7 +10,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use flate2::{Compression, GzBuilder};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -19,15 +19,34 @@ use sha2::{Digest as _, Sha256};
 const NAME: &str = "ghcr.io/orb8/orb8-agent";
 /// Compressed, as a registry stores it.
 const MAX_BYTES: usize = 25 << 20;
-/// The packages and programs in it; the first one is what it runs.
-const PROGRAMS: &[(&str, &str)] = &[
-    ("orb8-agent", "orb8-agent"),
-    ("orb8-cli", "orb8"),
-    ("orb8-server", "orb8-server"),
-];
+/// The package and program in it, and what else that is called; the first name is what the image runs.
+const PROGRAMS: Content = Content {
+    package: "orb8-image",
+    program: "orb8-programs",
+    names: &["orb8-agent", "orb8-server", "orb8"],
+};
 /// The same of the image that the end-to-end tests run.
-const WORKLOAD: &[(&str, &str)] = &[("orb8-e2e", "orb8-traffic")];
+const WORKLOAD: Content = Content {
+    package: "orb8-e2e",
+    program: "orb8-traffic",
+    names: &[],
+};
 const WORKLOAD_NAME: &str = "ghcr.io/orb8/orb8-traffic:dev";
+
+/// One program, and links to it.
+#[derive(Clone, Copy, Debug)]
+struct Content {
+    package: &'static str,
+    program: &'static str,
+    names: &'static [&'static str],
+}
+
+impl Content {
+    /// What the image runs.
+    fn entry(&self) -> &'static str {
+        self.names.first().unwrap_or(&self.program)
+    }
+}
 
 /// Processors that the image is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -102,7 +121,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .context("xtask has no parent directory")?;
-    let (programs, name, out) = if options.workload {
+    let (content, name, out) = if options.workload {
         (
             WORKLOAD,
             WORKLOAD_NAME.to_owned(),
@@ -119,8 +138,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             .is_some_and(|(name, tag)| !name.is_empty() && !tag.is_empty()),
         "--name {name}: NAME:TAG is needed, such as {NAME}:dev"
     );
-    let binaries = build(root, options.arch, programs)?;
-    let archive = archive(&binaries, options.arch, &name)?;
+    let program = build(root, options.arch, content)?;
+    let archive = archive(content, &program, options.arch, &name)?;
     if let Some(parent) = out.parent() {
         fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     }
@@ -141,12 +160,8 @@ fn mib(bytes: usize) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// Builds the static programs; returns name and contents of each.
-fn build(
-    root: &Path,
-    arch: Arch,
-    programs: &[(&'static str, &'static str)],
-) -> Result<Vec<(&'static str, Vec<u8>)>> {
+/// Builds the static program; returns its contents.
+fn build(root: &Path, arch: Arch, content: Content) -> Result<Vec<u8>> {
     let (environment, compiler, package) = arch.toolchain();
     ensure!(
         Command::new(compiler).arg("--version").output().is_ok(),
@@ -170,26 +185,16 @@ fn build(
     let status = Command::new(env!("CARGO"))
         .current_dir(root)
         .args(["build", "--locked", "--release", "--target", target])
-        .args(
-            programs
-                .iter()
-                .flat_map(|(package, program)| ["-p", package, "--bin", program]),
-        )
+        .args(["-p", content.package, "--bin", content.program])
         .envs(environment.iter().copied())
         // Nothing of where the checkout lies gets into the image.
         .env("RUSTFLAGS", format!("--remap-path-prefix={}=.", root.display()))
         .status()
         .context("cannot run cargo")?;
-    ensure!(status.success(), "the static programs did not build");
+    ensure!(status.success(), "the static program did not build");
     let directory = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    programs
-        .iter()
-        .map(|&(_, name)| {
-            let path = directory.join(target).join("release").join(name);
-            let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            Ok((name, bytes))
-        })
-        .collect()
+    let path = directory.join(target).join("release").join(content.program);
+    fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 #[derive(Debug)]
@@ -202,13 +207,13 @@ struct Archive {
 }
 
 /// Makes the archive of an image with these programs at its root.
-fn archive(programs: &[(&str, Vec<u8>)], arch: Arch, name: &str) -> Result<Archive> {
+fn archive(content: Content, program: &[u8], arch: Arch, name: &str) -> Result<Archive> {
     let mut layer = tar::Builder::new(Vec::new());
-    for (program, bytes) in programs {
-        append(&mut layer, program, bytes, 0o755)?;
+    append(&mut layer, content.program, program, 0o755)?;
+    for name in content.names {
+        link(&mut layer, name, content.program)?;
     }
     let layer = layer.into_inner()?;
-    let unpacked_bytes = programs.iter().map(|(_, bytes)| bytes.len()).sum();
     let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
     gzip.write_all(&layer)?;
     let compressed = gzip.finish()?;
@@ -218,14 +223,11 @@ fn archive(programs: &[(&str, Vec<u8>)], arch: Arch, name: &str) -> Result<Archi
         mib(compressed.len()),
         mib(MAX_BYTES)
     );
-    let Some((entrypoint, _)) = programs.first() else {
-        bail!("an image without programs");
-    };
     let config = serde_json::to_vec(&json!({
         "architecture": arch.oci(),
         "os": "linux",
         "config": {
-            "Entrypoint": [format!("/{entrypoint}")],
+            "Entrypoint": [format!("/{}", content.entry())],
             "Env": ["PATH=/"],
             "WorkingDir": "/",
             "Labels": {
@@ -277,9 +279,21 @@ fn archive(programs: &[(&str, Vec<u8>)], arch: Arch, name: &str) -> Result<Archi
     Ok(Archive {
         bytes: archive.into_inner()?,
         layer_bytes: compressed.len(),
-        unpacked_bytes,
+        unpacked_bytes: program.len(),
         digest: digest(&manifest),
     })
+}
+
+/// Adds a symbolic link.
+fn link(archive: &mut tar::Builder<Vec<u8>>, name: &str, to: &str) -> Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    header.set_mode(0o777);
+    header.set_mtime(0);
+    archive
+        .append_link(&mut header, name, to)
+        .with_context(|| format!("cannot link {name}"))
 }
 
 fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8], mode: u32) -> Result<()> {
@@ -335,8 +349,7 @@ mod tests {
 
     #[test]
     fn every_digest_is_of_what_is_there() {
-        let programs = [("orb8-agent", b"agent".to_vec()), ("orb8", b"cli".to_vec())];
-        let image = archive(&programs, Arch::Amd64, "example.com/orb8:1").unwrap();
+        let image = archive(PROGRAMS, b"program", Arch::Amd64, "example.com/orb8:1").unwrap();
         let files = files(&image.bytes);
         let read = |descriptor: &Value| -> &Vec<u8> {
             let digest = descriptor["digest"].as_str().unwrap();
@@ -360,9 +373,11 @@ mod tests {
             .unwrap();
         assert_eq!(config["rootfs"]["diff_ids"][0], digest(&layer));
         let unpacked = self::files(&layer);
-        assert_eq!(unpacked["orb8"], b"cli");
+        assert_eq!(unpacked["orb8-programs"], b"program");
+        // A link has no contents of its own.
+        assert_eq!(unpacked["orb8-server"], b"");
         // The same programs give the same image.
-        let again = archive(&programs, Arch::Amd64, "example.com/orb8:1").unwrap();
+        let again = archive(PROGRAMS, b"program", Arch::Amd64, "example.com/orb8:1").unwrap();
         assert_eq!(image.bytes, again.bytes);
     }
 
@@ -374,7 +389,7 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             *byte = (state >> 56) as u8;
         }
-        let error = archive(&[("orb8-agent", random)], Arch::Arm64, "a:1").unwrap_err();
+        let error = archive(PROGRAMS, &random, Arch::Arm64, "a:1").unwrap_err();
         assert!(error.to_string().contains("more than the 25"), "{error}");
     }
 }

@@ -5,16 +5,18 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
-    Options, Section, cleanup::Cleanup, footprint, program, query, report::Report, start, syscall, throughput,
+    Options, Section, cleanup::Cleanup, fleet, footprint, program, query, report::Report, start, syscall,
+    throughput,
 };
 
-const ALL: [Section; 6] = [
+const ALL: [Section; 7] = [
     Section::Program,
     Section::Throughput,
     Section::Agent,
     Section::Start,
     Section::Query,
     Section::Syscall,
+    Section::Fleet,
 ];
 
 /// Measures, and writes the report.
@@ -38,11 +40,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "{} is missing: run `cargo build --release -p orb8-agent`",
         agent.display()
     );
+    let server = options
+        .server
+        .clone()
+        .unwrap_or_else(|| root.join("target/release/orb8-server"));
     let whole = options.sections.is_empty();
     let sections = if whole { &ALL[..] } else { &options.sections };
     let cleanup = Cleanup::new()?;
     // What the syscall programs cost has a chapter of its own.
     let (mut report, mut syscalls) = (Report::default(), Report::of("syscall"));
+    let mut fleets = Report::of("fleet");
     for &section in sections {
         eprintln!("{section:?}");
         match section {
@@ -52,6 +59,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             Section::Start => start::run(&agent, options.quick, &mut report),
             Section::Query => query::run(&agent, options.quick, &mut report),
             Section::Syscall => syscall::run(options.quick, &mut syscalls),
+            Section::Fleet => fleet::run(&server, options.quick, &mut fleets),
         }
         .with_context(|| format!("section {section:?}"))?;
     }
@@ -59,8 +67,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let default = (whole && !options.quick).then(|| root.join("docs/PERFORMANCE.md"));
     let has = |wanted: fn(&Section) -> bool| sections.iter().any(wanted);
     let reports = [
-        (report, has(|section| *section != Section::Syscall)),
+        (
+            report,
+            has(|section| !matches!(section, Section::Syscall | Section::Fleet)),
+        ),
         (syscalls, has(|section| *section == Section::Syscall)),
+        (fleets, has(|section| *section == Section::Fleet)),
     ];
     let file = options.output.clone().or(default);
     for (report, _) in reports.iter().filter(|(_, measured)| *measured) {
