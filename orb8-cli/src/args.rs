@@ -184,7 +184,7 @@ pub(crate) struct ClusterArgs {
         conflicts_with_all = ["agent", "standalone", "interface"]
     )]
     pub(crate) context: Option<String>,
-    /// Namespace of the server's and the agents' pods [default: `orb8`, else wherever they are]
+    /// Namespace of the server's and the agents' pods [default: `orb8`; the agents: else wherever they are]
     #[arg(
         long, global = true, value_name = "NAME", value_parser = NonEmptyStringValueParser::new(),
         conflicts_with_all = ["agent", "standalone", "interface"]
