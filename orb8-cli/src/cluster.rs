@@ -138,10 +138,11 @@ pub(crate) async fn find(target: &TargetArgs) -> anyhow::Result<Fleet> {
         let looked = tokio::time::timeout(LIST_TIMEOUT, labelled(&client, place, SERVER_SELECTOR));
         match looked.await.map_err(|_| late())? {
             Ok(pods) if pods.iter().any(is_running) => {
-                let (tls, token) = server_credentials(&client, target, place, bearer).await?;
+                let (tls, token, hint) = server_credentials(&client, target, place, bearer).await?;
                 return Ok(server_fleet(&client, place, &context, tls, &token)
                     .in_namespace(namespace)
-                    .of_nodes(args.node.clone()));
+                    .of_nodes(args.node.clone())
+                    .hinting(Some(hint)));
             }
             Ok(pods) if pods.is_empty() => {}
             Ok(_) => in_place_of_server = Some(format!("no pod of the server in namespace {place} runs")),
@@ -540,24 +541,37 @@ fn material(secret: Secret, namespace: &str) -> anyhow::Result<Material> {
     ))
 }
 
+/// How to speak with the server, and as whom; and what may help where it ends connections without a word.
+type Credentials = (Option<Connector>, Bearer, String);
+
 /// How to speak with the server, and as whom: by what was typed, else as an operator, else by the kubeconfig's token.
 async fn server_credentials(
     client: &kube::Client,
     target: &TargetArgs,
     namespace: &str,
     bearer: Option<String>,
-) -> anyhow::Result<(Option<Connector>, Bearer)> {
+) -> anyhow::Result<Credentials> {
     let typed = target.server.token()?;
     if let Some(tls) = target.server.connector(SERVER)? {
-        return Ok((Some(tls), Bearer::new(typed.as_deref())?));
+        let hint = target.server.hint(typed.is_some());
+        return Ok((Some(tls), Bearer::new(typed.as_deref())?, hint));
     }
     if typed.is_none() {
         match operator(client, namespace).await? {
             Operator::Is(material) => {
-                return Ok((Some(Connector::new(*material, SERVER)?), Bearer::default()));
+                let hint = format!(
+                    "it may refuse the certificate of the Secret {namespace}/{OPERATOR_SECRET}: has it expired?"
+                );
+                return Ok((Some(Connector::new(*material, SERVER)?), Bearer::default(), hint));
             }
             // Nobody made certificates: whether the server does without, it will say.
-            Operator::Missing => return Ok((None, Bearer::default())),
+            Operator::Missing => {
+                let hint = format!(
+                    "it was asked in plain text, since there is no Secret {namespace}/{OPERATOR_SECRET}; if it wants \
+                     certificates, give --tls-ca, --tls-cert and --tls-key"
+                );
+                return Ok((None, Bearer::default(), hint));
+            }
             Operator::Hidden => {}
         }
     }
@@ -590,6 +604,7 @@ async fn server_credentials(
     Ok((
         Some(Connector::new(material, SERVER)?),
         Bearer::new(Some(&token))?,
+        "if it takes no tokens, give a certificate (--tls-ca, --tls-cert and --tls-key)".to_owned(),
     ))
 }
 

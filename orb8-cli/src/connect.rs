@@ -256,7 +256,9 @@ fn with_server(args: &TargetArgs, address: &ServerAddress) -> anyhow::Result<Fle
         address.0.clone(),
         format!("the server at {address}"),
     );
-    Ok(fleet.of_nodes(args.cluster.node.clone()))
+    Ok(fleet
+        .of_nodes(args.cluster.node.clone())
+        .hinting(Some(args.server.hint(token.is_some()))))
 }
 
 /// Plain text is for this machine alone.
@@ -307,7 +309,7 @@ async fn with_agent(args: &ServerArgs, address: &AgentAddress) -> anyhow::Result
             innermost(&error)
         )
     })?;
-    Ok(named(channel, &address.0))
+    Ok(named(channel, &address.0).hinting(Some(args.hint(false))))
 }
 
 /// Several, which are connected to when they are asked: one that is away does not silence the others.

@@ -66,7 +66,7 @@ pub(crate) struct Fleet {
     /// Of these nodes only; none: of all.
     pub(crate) nodes: Vec<String>,
     kind: Kind,
-    /// What may help where nobody answers.
+    /// What may help where nobody answers, or the connection ends without a word.
     hint: Option<String>,
     standalone: Option<Standalone>,
     /// The members of a hub of this process.
@@ -200,14 +200,17 @@ impl Fleet {
                  ({version})"
             ),
             (Kind::One(who), _) if is_lost(status) => anyhow!(
-                "{who} went away before its answer was complete ({}); is it still running (`orb8 status`)?",
-                cause(status)
+                "{who} went away before its answer was complete ({}{}); is it still running (`orb8 status`)?",
+                cause(status),
+                self.hint_to(status)
             ),
             // What a server says of its agents is a sentence already.
             (Kind::Server(_), Code::Unavailable) if status.source().is_none() => {
                 anyhow!("{}", status.message())
             }
-            (Kind::Server(who), _) if is_lost(status) => anyhow!("{who} can't be asked: {}", cause(status)),
+            (Kind::Server(who), _) if is_lost(status) => {
+                anyhow!("{who} can't be asked: {}{}", cause(status), self.hint_to(status))
+            }
             (Kind::Server(who), Code::Unauthenticated | Code::PermissionDenied) => {
                 anyhow!("{who} refuses: {}", status.message())
             }
@@ -216,6 +219,14 @@ impl Fleet {
             }
             (Kind::Hub, _) => anyhow!("{}", status.message()),
             (Kind::One(who) | Kind::Server(who), code) => anyhow!("{who}: {} ({code:?})", status.message()),
+        }
+    }
+
+    /// The hint, if the connection ended and nothing says why.
+    fn hint_to(&self, status: &Status) -> String {
+        match &self.hint {
+            Some(hint) if is_wordless(status) => format!("; {hint}"),
+            _ => String::new(),
         }
     }
 
@@ -237,6 +248,29 @@ fn is_lost(status: &Status) -> bool {
         status.code(),
         Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal
     )
+}
+
+/// Whether the connection was there and ended, and nothing says why.
+fn is_wordless(status: &Status) -> bool {
+    use std::io::ErrorKind as K;
+    let mut cause = status.source();
+    if cause.is_none() {
+        return false;
+    }
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return matches!(
+                error.kind(),
+                K::BrokenPipe
+                    | K::ConnectionReset
+                    | K::ConnectionAborted
+                    | K::NotConnected
+                    | K::UnexpectedEof
+            );
+        }
+        cause = error.source();
+    }
+    true
 }
 
 /// Why, as far as the transport knows it.
