@@ -47,6 +47,8 @@ options of a cluster; ORB8_SERVER; ORB8_AGENT; the current context of `orb8 conf
 API server (pods labelled app.kubernetes.io/name=orb8-server or orb8-agent; needs the rights to list
 pods and to create pods/portforward in their namespace, and to get the Secret orb8-operator-tls
 there, which is the certificate to show); else standalone.
+Certificates and tokens: as typed, else as the context that is used says, else as ORB8_TLS_CA,
+ORB8_TLS_CERT, ORB8_TLS_KEY and ORB8_TOKEN say.
 
 Over several nodes, --pod and --workload show each flow once, as the pod's own node has it;
 --edges asks both ends.
@@ -184,7 +186,7 @@ pub(crate) struct ClusterArgs {
         conflicts_with_all = ["agent", "standalone", "interface"]
     )]
     pub(crate) context: Option<String>,
-    /// Namespace of the server's and the agents' pods [default: `orb8`, else wherever they are]
+    /// Namespace of the server's and the agents' pods [default: `orb8`; the agents: else wherever they are]
     #[arg(
         long, global = true, value_name = "NAME", value_parser = NonEmptyStringValueParser::new(),
         conflicts_with_all = ["agent", "standalone", "interface"]

@@ -3,12 +3,13 @@
 
 use std::{
     collections::BTreeMap,
-    hash::{BuildHasher as _, RandomState},
+    io,
     path::Path,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
@@ -30,6 +31,7 @@ use crate::{
     args::{ClusterArgs, TargetArgs},
     exit::Usage,
     fleet::{Bearer, Fleet, innermost},
+    terminal,
 };
 
 /// Label of the agents' pods, as `deploy/` sets it.
@@ -47,10 +49,13 @@ const NAMESPACE: &str = "orb8";
 const PORT: u16 = 9090;
 /// How long connecting to the API server takes at most.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one of the servers may take to be connected to, before the next one is tried.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the API server may take to list the agents.
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one server may take to take a connection, before the next one is tried: the API server may know for minutes
+/// nothing of a node that is gone.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long what the API server says of a connection that failed is waited for.
+const WHY_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Why the cluster's agents can't be asked.
 #[derive(Debug, thiserror::Error)]
@@ -116,36 +121,41 @@ pub(crate) async fn find(target: &TargetArgs) -> anyhow::Result<Fleet> {
     };
     let bearer = bearer_of(&config).await;
     let client = kube::Client::try_from(config).map_err(|error| unreachable(innermost(&error)))?;
-    let looked_for = |selector: &'static str| {
-        let (client, unreachable, context) = (&client, &unreachable, &context);
-        async move {
-            tokio::time::timeout(
-                LIST_TIMEOUT,
-                list(client, args.agent_namespace.as_deref(), selector),
-            )
-            .await
-            .map_err(|_| unreachable(format!("no answer within {} s", LIST_TIMEOUT.as_secs())))?
-            .map_err(|(error, namespace)| match status_of(&error) {
-                Some(401) => unreachable("it does not know you (401): log in anew".to_owned()),
-                Some(403) => ClusterError::Forbidden {
-                    context: context.clone(),
-                    what: "list pods".to_owned(),
-                    namespace: namespace.unwrap_or_else(|| NAMESPACE.to_owned()),
-                },
-                _ => unreachable(why(&error)),
-            })
-        }
+    let failed = |error: &kube::Error, looked: Option<String>| match status_of(error) {
+        Some(401) => unreachable("it does not know you (401): log in anew".to_owned()),
+        Some(403) => ClusterError::Forbidden {
+            context: context.clone(),
+            what: "list pods".to_owned(),
+            namespace: looked.unwrap_or_else(|| NAMESPACE.to_owned()),
+        },
+        _ => unreachable(why(error)),
     };
+    let late = || unreachable(format!("no answer within {} s", LIST_TIMEOUT.as_secs()));
+    let mut in_place_of_server = None;
     if !args.direct {
-        let (pods, _) = looked_for(SERVER_SELECTOR).await?;
-        if let Some(found) = pods.first().and_then(|pod| pod.metadata.namespace.clone()) {
-            let (tls, token) = server_credentials(&client, target, &found, bearer).await?;
-            return Ok(server_fleet(&client, &found, &context, tls, &token)?
-                .in_namespace(namespace)
-                .of_nodes(args.node.clone()));
+        // Nowhere but there: whoever may run a pod somewhere could label it a server, and would be shown the user's token.
+        let place = args.agent_namespace.as_deref().unwrap_or(NAMESPACE);
+        let looked = tokio::time::timeout(LIST_TIMEOUT, labelled(&client, place, SERVER_SELECTOR));
+        match looked.await.map_err(|_| late())? {
+            Ok(pods) if pods.iter().any(is_running) => {
+                let (tls, token, hint) = server_credentials(&client, target, place, bearer).await?;
+                return Ok(server_fleet(&client, place, &context, tls, &token)
+                    .in_namespace(namespace)
+                    .of_nodes(args.node.clone())
+                    .hinting(Some(hint)));
+            }
+            Ok(pods) if pods.is_empty() => {}
+            Ok(_) => in_place_of_server = Some(format!("no pod of the server in namespace {place} runs")),
+            // Who may not look there may be let to look for agents elsewhere.
+            Err(error) if status_of(&error) == Some(403) => {}
+            Err(error) => return Err(failed(&error, None).into()),
         }
     }
-    let (pods, looked) = looked_for(SELECTOR).await?;
+    let listing = list(&client, args.agent_namespace.as_deref());
+    let (pods, looked) = tokio::time::timeout(LIST_TIMEOUT, listing)
+        .await
+        .map_err(|_| late())?
+        .map_err(|(error, looked)| failed(&error, looked))?;
     let agent_namespace = pods.first().and_then(|pod| pod.metadata.namespace.clone());
     let mut agents = by_node(pods);
     if agents.is_empty() {
@@ -162,14 +172,26 @@ pub(crate) async fn find(target: &TargetArgs) -> anyhow::Result<Fleet> {
         }
         agents.retain(|node, _| args.node.contains(node));
     }
+    let mut hint = None;
     let tls = match (target.server.connector(AGENT)?, &agent_namespace) {
         (Some(tls), _) => Some(tls),
-        (None, Some(namespace)) => match operator(&client, namespace).await {
-            Operator::Is(material) => Some(Connector::new(material, AGENT)?),
-            Operator::Unknown | Operator::Hidden => None,
+        (None, Some(namespace)) => match operator(&client, namespace).await? {
+            Operator::Is(material) => Some(Connector::new(*material, AGENT)?),
+            Operator::Hidden => {
+                hint = Some(format!(
+                    "they were asked in plain text, since you may not get the Secret {namespace}/{OPERATOR_SECRET}: if the \
+                     agents want certificates, have yourself be given the right to get it, or give --tls-ca, --tls-cert and \
+                     --tls-key"
+                ));
+                None
+            }
+            Operator::Missing => None,
         },
         (None, None) => None,
     };
+    if let Some(why) = in_place_of_server {
+        terminal::say(&format!("orb8: {why}: asking the agents from here"));
+    }
     let members: Vec<Member> = agents
         .into_iter()
         .map(|(node, agent)| member(&client, &node, agent, &context, tls.clone()))
@@ -188,7 +210,10 @@ pub(crate) async fn find(target: &TargetArgs) -> anyhow::Result<Fleet> {
         ))
         .into());
     }
-    Ok(Fleet::many(members, format!("context {context}")).in_namespace(namespace))
+    Ok(Fleet::many(members, format!("context {context}"))
+        .in_namespace(namespace)
+        .of_nodes(args.node.clone())
+        .hinting(hint))
 }
 
 /// The configuration and the name of its context.
@@ -229,30 +254,36 @@ fn default_kubeconfig() -> Result<Option<Kubeconfig>, KubeconfigError> {
     Kubeconfig::read().map(Some)
 }
 
-/// Pods that are labelled so, and where they were looked for; or the error, and in which namespace.
+/// Pods of a namespace that are labelled so.
+async fn labelled(client: &kube::Client, namespace: &str, selector: &str) -> Result<Vec<Pod>, kube::Error> {
+    let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+    Ok(pods.list(&ListParams::default().labels(selector)).await?.items)
+}
+
+fn is_running(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    status.and_then(|status| status.phase.as_deref()) == Some("Running")
+}
+
+/// The agents' pods, and where they were looked for; or the error, and in which namespace.
 async fn list(
     client: &kube::Client,
     namespace: Option<&str>,
-    selector: &str,
 ) -> Result<(Vec<Pod>, String), (kube::Error, Option<String>)> {
-    let params = ListParams::default().labels(selector);
     if let Some(namespace) = namespace {
-        let pods = Api::<Pod>::namespaced(client.clone(), namespace)
-            .list(&params)
-            .await
-            .map_err(|error| (error, Some(namespace.to_owned())))?;
-        return Ok((pods.items, format!("namespace {namespace}")));
+        return match labelled(client, namespace, SELECTOR).await {
+            Ok(pods) => Ok((pods, format!("namespace {namespace}"))),
+            Err(error) => Err((error, Some(namespace.to_owned()))),
+        };
     }
-    let own = Api::<Pod>::namespaced(client.clone(), NAMESPACE)
-        .list(&params)
-        .await;
-    match own {
-        Ok(pods) if !pods.items.is_empty() => return Ok((pods.items, String::new())),
+    match labelled(client, NAMESPACE, SELECTOR).await {
+        Ok(pods) if !pods.is_empty() => return Ok((pods, String::new())),
         Ok(_) => {}
         // Who may not look there may be let to look elsewhere.
         Err(error) if status_of(&error) == Some(403) => {}
         Err(error) => return Err((error, None)),
     }
+    let params = ListParams::default().labels(SELECTOR);
     match Api::<Pod>::all(client.clone()).list(&params).await {
         Ok(pods) => Ok((pods.items, "all namespaces".to_owned())),
         Err(error) => Err((error, None)),
@@ -358,7 +389,7 @@ fn member(
         .connect_with_connector_lazy(tower::service_fn(move |_| {
             let way = way.clone();
             async move {
-                let stream = way.connect().await.map_err(std::io::Error::other)?;
+                let stream = way.connect().await.map_err(io::Error::other)?;
                 let secured = secure(stream, way.tls.as_ref()).await;
                 if let Err(error) = &secured {
                     way.trouble.set(Some(error.to_string()));
@@ -390,7 +421,7 @@ struct Way {
 /// A forwarded connection, secured if there are certificates.
 type Forwarded = Either<DuplexStream, Box<TlsStream<DuplexStream>>>;
 
-async fn secure(stream: DuplexStream, tls: Option<&Connector>) -> std::io::Result<Forwarded> {
+async fn secure(stream: DuplexStream, tls: Option<&Connector>) -> io::Result<Forwarded> {
     Ok(match tls {
         Some(tls) => Either::Right(Box::new(tls.connect(stream).await?)),
         None => Either::Left(stream),
@@ -458,33 +489,60 @@ impl Way {
 /// Whether the user may have the operator's certificate.
 enum Operator {
     /// Yes.
-    Is(Material),
+    Is(Box<Material>),
     /// No.
     Hidden,
     /// There is none: plain text, or certificates by other means.
-    Unknown,
+    Missing,
 }
 
 /// The operator's certificate, as `orb8-server certgen` (or cert-manager) keeps it.
-async fn operator(client: &kube::Client, namespace: &str) -> Operator {
+///
+/// # Errors
+/// If it is not known whether there is one, or it is incomplete: then plain text is no answer.
+async fn operator(client: &kube::Client, namespace: &str) -> anyhow::Result<Operator> {
     let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
-    match secrets.get(OPERATOR_SECRET).await {
-        Ok(secret) => {
-            let mut data = secret.data.unwrap_or_default();
-            let mut take = |key: &str| data.remove(key).map(|value| value.0);
-            match (take("ca.crt"), take("tls.crt"), take("tls.key")) {
-                (Some(ca), Some(cert), Some(key)) => Operator::Is(Material::new(
-                    ca,
-                    Some((cert, key)),
-                    format!("Secret {namespace}/{OPERATOR_SECRET}"),
-                )),
-                _ => Operator::Unknown,
-            }
-        }
-        Err(error) if status_of(&error) == Some(403) => Operator::Hidden,
-        Err(_) => Operator::Unknown,
+    let asked = tokio::time::timeout(LIST_TIMEOUT, secrets.get(OPERATOR_SECRET));
+    let Ok(secret) = asked.await else {
+        bail!(
+            "the API server gave no answer within {} s about the Secret {namespace}/{OPERATOR_SECRET}",
+            LIST_TIMEOUT.as_secs()
+        );
+    };
+    match secret {
+        Ok(secret) => material(secret, namespace).map(|material| Operator::Is(Box::new(material))),
+        Err(error) => match status_of(&error) {
+            Some(403) => Ok(Operator::Hidden),
+            Some(404) => Ok(Operator::Missing),
+            _ => Err(anyhow!(
+                "reading the Secret {namespace}/{OPERATOR_SECRET}: {}",
+                why(&error)
+            )),
+        },
     }
 }
+
+/// What the Secret holds.
+fn material(secret: Secret, namespace: &str) -> anyhow::Result<Material> {
+    let mut data = secret.data.unwrap_or_default();
+    let mut take = |key: &str| {
+        data.remove(key).map(|value| value.0).ok_or_else(|| {
+            anyhow!(
+                "the Secret {namespace}/{OPERATOR_SECRET}, which is an operator's certificate, has no {key}: give --tls-ca, \
+                 --tls-cert and --tls-key, or have it made anew"
+            )
+        })
+    };
+    let (ca, cert, key) = (take("ca.crt")?, take("tls.crt")?, take("tls.key")?);
+    Ok(Material::new(
+        ca,
+        Some((cert, key)),
+        format!("Secret {namespace}/{OPERATOR_SECRET}"),
+    ))
+}
+
+/// How to speak with the server, and as whom; and what may help where it ends connections without a word.
+type Credentials = (Option<Connector>, Bearer, String);
 
 /// How to speak with the server, and as whom: by what was typed, else as an operator, else by the kubeconfig's token.
 async fn server_credentials(
@@ -492,18 +550,28 @@ async fn server_credentials(
     target: &TargetArgs,
     namespace: &str,
     bearer: Option<String>,
-) -> anyhow::Result<(Option<Connector>, Bearer)> {
+) -> anyhow::Result<Credentials> {
     let typed = target.server.token()?;
     if let Some(tls) = target.server.connector(SERVER)? {
-        return Ok((Some(tls), Bearer::new(typed.as_deref())?));
+        let hint = target.server.hint(typed.is_some());
+        return Ok((Some(tls), Bearer::new(typed.as_deref())?, hint));
     }
     if typed.is_none() {
-        match operator(client, namespace).await {
+        match operator(client, namespace).await? {
             Operator::Is(material) => {
-                return Ok((Some(Connector::new(material, SERVER)?), Bearer::default()));
+                let hint = format!(
+                    "it may refuse the certificate of the Secret {namespace}/{OPERATOR_SECRET}: has it expired?"
+                );
+                return Ok((Some(Connector::new(*material, SERVER)?), Bearer::default(), hint));
             }
             // Nobody made certificates: whether the server does without, it will say.
-            Operator::Unknown => return Ok((None, Bearer::default())),
+            Operator::Missing => {
+                let hint = format!(
+                    "it was asked in plain text, since there is no Secret {namespace}/{OPERATOR_SECRET}; if it wants \
+                     certificates, give --tls-ca, --tls-cert and --tls-key"
+                );
+                return Ok((None, Bearer::default(), hint));
+            }
             Operator::Hidden => {}
         }
     }
@@ -536,6 +604,7 @@ async fn server_credentials(
     Ok((
         Some(Connector::new(material, SERVER)?),
         Bearer::new(Some(&token))?,
+        "if it takes no tokens, give a certificate (--tls-ca, --tls-cert and --tls-key)".to_owned(),
     ))
 }
 
@@ -556,90 +625,111 @@ async fn bearer_of(config: &Config) -> Option<String> {
     Some(header.to_str().ok()?.strip_prefix("Bearer ")?.to_owned())
 }
 
-/// A server of the cluster: whichever of its pods is ready when a connection is made.
+/// A server of the cluster: whichever of its pods answers when a connection is made.
 fn server_fleet(
     client: &kube::Client,
     namespace: &str,
     context: &str,
     tls: Option<Connector>,
     bearer: &Bearer,
-) -> anyhow::Result<Fleet> {
-    let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+) -> Fleet {
+    let servers = Servers {
+        pods: Api::namespaced(client.clone(), namespace),
+        tls,
+        last: Arc::default(),
+    };
     let channel = Endpoint::from_static("http://server.orb8")
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(5))
         .connect_with_connector_lazy(tower::service_fn(move |_| {
-            let (pods, tls) = (pods.clone(), tls.clone());
-            async move {
-                let stream = to_server(&pods, tls.as_ref())
-                    .await
-                    .map_err(std::io::Error::other)?;
-                Ok::<_, std::io::Error>(TokioIo::new(stream))
-            }
+            let servers = servers.clone();
+            async move { servers.connect().await.map(TokioIo::new) }
         }));
-    Ok(Fleet::server(
+    Fleet::server(
         channel,
         bearer.clone(),
         format!("context {context}"),
         format!("the server of context {context}"),
-    ))
+    )
 }
 
-/// A connection to one of the servers, the ready ones first; which of these, chance says. One on a node that has just been
-/// lost counts as ready for a while: the next is tried if it does not answer at once.
-async fn to_server(pods: &Api<Pod>, tls: Option<&Connector>) -> Result<Forwarded, String> {
-    let params = ListParams::default().labels(SERVER_SELECTOR);
-    let listed = pods.list(&params).await.map_err(|error| why(&error))?;
-    let mut servers: Vec<AgentPod> = listed.items.into_iter().map(AgentPod::of).collect();
-    let chance = RandomState::new();
-    servers.sort_by_key(|server| (std::cmp::Reverse(server.rank()), chance.hash_one(&server.name)));
-    let mut told = "no pod of the server runs".to_owned();
-    for server in servers.iter().filter(|server| server.phase == "Running") {
-        let name = format!("{}/{}", server.namespace, server.name);
-        match tokio::time::timeout(ATTEMPT_TIMEOUT, forward_to_server(pods, &server.name, tls)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) if error.is::<Usage>() => {
-                return Err(format!(
-                    "you may not forward a port to {name}: that takes the right to create pods/portforward there"
-                ));
+/// The servers of a cluster, of which each can answer.
+#[derive(Clone)]
+struct Servers {
+    pods: Api<Pod>,
+    tls: Option<Connector>,
+    /// The pod that was connected to last. A new connection is made where that one was lost.
+    last: Arc<Mutex<Option<String>>>,
+}
+
+impl Servers {
+    /// A connection to the first that takes one.
+    async fn connect(&self) -> io::Result<Forwarded> {
+        let params = ListParams::default().labels(SERVER_SELECTOR);
+        let listed = tokio::time::timeout(LIST_TIMEOUT, self.pods.list(&params))
+            .await
+            .map_err(|_| io::Error::other("the API server gave no answer about the server's pods"))?
+            .map_err(|error| io::Error::other(why(&error)))?;
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut told = Vec::new();
+        for server in in_turn(listed.items, last.as_deref()) {
+            let name = format!("pod {}/{}", server.namespace, server.name);
+            match tokio::time::timeout(SERVER_TIMEOUT, self.connect_to(&server)).await {
+                Ok(Ok(stream)) => {
+                    *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.name);
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => told.push(format!("{name}: {error}")),
+                Err(_) => told.push(format!("{name}: no answer within {} s", SERVER_TIMEOUT.as_secs())),
             }
-            Ok(Err(error)) => told = format!("pod {name}: {error}"),
-            Err(_) => told = format!("pod {name}: no answer within {} s", ATTEMPT_TIMEOUT.as_secs()),
+        }
+        Err(io::Error::other(if told.is_empty() {
+            "no pod of the server runs".to_owned()
+        } else {
+            told.join("; ")
+        }))
+    }
+
+    async fn connect_to(&self, server: &AgentPod) -> io::Result<Forwarded> {
+        let mut forwarder = self
+            .pods
+            .portforward(&server.name, &[SERVER_PORT])
+            .await
+            .map_err(|error| match status_of(&error) {
+                Some(403) => io::Error::other(format!(
+                    "you may not forward a port to it: that takes the right to create pods/portforward in namespace {}",
+                    server.namespace
+                )),
+                _ => io::Error::other(why(&error)),
+            })?;
+        let refused = forwarder.take_error(SERVER_PORT);
+        let stream = forwarder
+            .take_stream(SERVER_PORT)
+            .ok_or_else(|| io::Error::other("the API server gave no stream"))?;
+        match (secure(stream, self.tls.as_ref()).await, refused) {
+            // That the pod does not listen is told aside, and tells more than a handshake that broke off.
+            (Err(error), Some(refused)) => match tokio::time::timeout(WHY_TIMEOUT, refused).await {
+                Ok(Some(why)) => Err(io::Error::other(format!(
+                    "port {SERVER_PORT} can't be reached: {}",
+                    why.trim()
+                ))),
+                _ => Err(error),
+            },
+            (secured, _) => secured,
         }
     }
-    Err(told)
 }
 
-async fn forward_to_server(
-    pods: &Api<Pod>,
-    name: &str,
-    tls: Option<&Connector>,
-) -> anyhow::Result<Forwarded> {
-    let mut forwarder = match pods.portforward(name, &[SERVER_PORT]).await {
-        Ok(forwarder) => forwarder,
-        Err(error) if status_of(&error) == Some(403) => return Err(Usage(String::new()).into()),
-        Err(error) => return Err(anyhow!("{}", why(&error))),
-    };
-    let failure = forwarder.take_error(SERVER_PORT);
-    let stream = forwarder
-        .take_stream(SERVER_PORT)
-        .ok_or_else(|| anyhow!("the API server forwards no port"))?;
-    let secured = secure(stream, tls).await;
-    match (secured, failure) {
-        (Ok(secured), _) => Ok(secured),
-        // What the kubelet says is more to the point than that the stream ended.
-        (Err(error), Some(failure)) => {
-            let failure = tokio::time::timeout(Duration::from_millis(200), failure)
-                .await
-                .ok()
-                .flatten();
-            Err(anyhow!(
-                "{}",
-                failure.map_or_else(|| error.to_string(), |failure| failure.trim().to_owned())
-            ))
-        }
-        (Err(error), None) => Err(error.into()),
-    }
+/// The servers that run, in the order in which to try them: those that are ready first, and of these the one that was
+/// just lost last.
+fn in_turn(pods: Vec<Pod>, lost: Option<&str>) -> Vec<AgentPod> {
+    let mut servers: Vec<AgentPod> = pods
+        .into_iter()
+        .map(AgentPod::of)
+        .filter(|server| server.phase == "Running")
+        .collect();
+    servers.sort_by_key(|server| std::cmp::Reverse((server.rank(), lost != Some(&*server.name))));
+    servers
 }
 
 /// The HTTP status that the API server answered with, if it did.
@@ -728,6 +818,50 @@ mod tests {
         assert_eq!(
             agents["n3"].trouble().unwrap(),
             "its agent, pod orb8/waiting, is Pending"
+        );
+    }
+
+    #[test]
+    fn of_the_servers_that_are_ready_the_one_that_was_lost_comes_last() {
+        let servers = || {
+            vec![
+                pod("starting", Some("n1"), "Running", false, false),
+                pod("a", Some("n1"), "Running", true, false),
+                pod("waiting", None, "Pending", false, false),
+                pod("b", Some("n2"), "Running", true, false),
+                pod("leaving", Some("n3"), "Running", true, true),
+            ]
+        };
+        let order = |lost| {
+            let names: Vec<String> = in_turn(servers(), lost)
+                .into_iter()
+                .map(|server| server.name)
+                .collect();
+            names.join(" ")
+        };
+        assert_eq!(order(None), "a b starting leaving");
+        assert_eq!(order(Some("a")), "b a starting leaving");
+        assert_eq!(order(Some("b")), "a b starting leaving");
+    }
+
+    #[test]
+    fn a_certificate_that_is_incomplete_is_no_reason_for_plain_text() {
+        let secret = |keys: &[&str]| Secret {
+            data: Some(
+                keys.iter()
+                    .map(|key| ((*key).to_owned(), k8s_openapi::ByteString(b"x".to_vec())))
+                    .collect(),
+            ),
+            ..Secret::default()
+        };
+        assert!(material(secret(&["ca.crt", "tls.crt", "tls.key"]), "orb8").is_ok());
+        let error = material(secret(&["ca.crt", "tls.crt"]), "orb8")
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains("orb8/orb8-operator-tls") && error.contains("no tls.key"),
+            "{error}"
         );
     }
 

@@ -77,10 +77,16 @@ fn target(args: &mut TargetArgs, variables: &Variables, contexts: &Contexts) -> 
     if args.standalone {
         return Ok(Target::Standalone);
     }
-    if let Some(server) = &args.server.server {
-        return Ok(Target::Server(server.clone()));
+    if let Some(server) = args.server.server.clone() {
+        no_cluster(args, &server)?;
+        return Ok(Target::Server(server));
     }
     if !args.agent.is_empty() {
+        if args.server.token_file.is_some() {
+            return Err(Usage(
+                "agents take no tokens: --token-file is for a --server, or for a cluster".to_owned(),
+            ));
+        }
         return agents(args, args.agent.clone());
     }
     if !args.interface.is_empty() && variables.agent.is_none() {
@@ -99,8 +105,15 @@ fn target(args: &mut TargetArgs, variables: &Variables, contexts: &Contexts) -> 
         direct,
         node,
     } = &args.cluster;
-    if kubeconfig.is_some() || context.is_some() || agent_namespace.is_some() || *direct {
+    if kubeconfig.is_some() || context.is_some() {
         return Ok(Target::Cluster);
+    }
+    if agent_namespace.is_some() || *direct {
+        // Of the cluster that is meant where none is named.
+        return match contexts.current()? {
+            Some(saved) if saved.server.is_none() => adopt(args, saved),
+            _ => Ok(Target::Cluster),
+        };
     }
     if let Some(server) = &variables.server {
         return server.parse().map(Target::Server).map_err(|expected| {
@@ -124,10 +137,31 @@ fn target(args: &mut TargetArgs, variables: &Variables, contexts: &Contexts) -> 
             .collect::<Result<_, _>>()?;
         return agents(args, addresses);
     }
-    match contexts.get(None) {
+    match contexts.current()? {
         Some(saved) => adopt(args, saved),
         None if !node.is_empty() => Ok(Target::Cluster),
         None => Ok(Target::Any),
+    }
+}
+
+/// A server that is named by its address is in no cluster that could be named too.
+fn no_cluster(args: &TargetArgs, server: &ServerAddress) -> Result<(), Usage> {
+    let ClusterArgs {
+        kubeconfig,
+        context,
+        agent_namespace,
+        ..
+    } = &args.cluster;
+    let named = [
+        ("--kubeconfig", kubeconfig.is_some()),
+        ("--context", context.is_some()),
+        ("--agent-namespace", agent_namespace.is_some()),
+    ];
+    match named.iter().find(|(_, given)| *given) {
+        Some((option, _)) => Err(Usage(format!(
+            "the server at {server} is named already: leave {option} out, or --server"
+        ))),
+        None => Ok(()),
     }
 }
 
@@ -171,8 +205,16 @@ fn adopt(args: &mut TargetArgs, saved: &Saved) -> Result<Target, Usage> {
     match &saved.server {
         Some(server) => server
             .parse()
-            .map(Target::Server)
-            .map_err(|expected| Usage(format!("the context's server '{server}': {expected}"))),
+            .map_err(|expected| Usage(format!("the context's server '{server}': {expected}")))
+            .and_then(|address: ServerAddress| {
+                if args.cluster.direct {
+                    return Err(Usage(format!(
+                        "--direct is for a cluster: the context's server at {address} is named by its address"
+                    )));
+                }
+                no_cluster(args, &address)?;
+                Ok(Target::Server(address))
+            }),
         None => Ok(Target::Cluster),
     }
 }
@@ -214,7 +256,9 @@ fn with_server(args: &TargetArgs, address: &ServerAddress) -> anyhow::Result<Fle
         address.0.clone(),
         format!("the server at {address}"),
     );
-    Ok(fleet.of_nodes(args.cluster.node.clone()))
+    Ok(fleet
+        .of_nodes(args.cluster.node.clone())
+        .hinting(Some(args.server.hint(token.is_some()))))
 }
 
 /// Plain text is for this machine alone.
@@ -230,7 +274,7 @@ fn must_be_private<const PORT: u16>(address: &Address<PORT>, tls: bool, insecure
 
 /// An agent of this machine, else the cluster's, else one in this process.
 async fn any(args: &TargetArgs, need: Need) -> anyhow::Result<Fleet> {
-    if let Some(fleet) = local().await {
+    if let Some(fleet) = local(&args.server).await? {
         terminal::say(&format!("orb8: using the agent at {LOCAL} (--standalone: not)"));
         return Ok(fleet);
     }
@@ -265,7 +309,7 @@ async fn with_agent(args: &ServerArgs, address: &AgentAddress) -> anyhow::Result
             innermost(&error)
         )
     })?;
-    Ok(named(channel, &address.0))
+    Ok(named(channel, &address.0).hinting(Some(args.hint(false))))
 }
 
 /// Several, which are connected to when they are asked: one that is away does not silence the others.
@@ -312,11 +356,13 @@ fn named(channel: Channel, address: &str) -> Fleet {
     Fleet::one(channel, address.to_owned(), format!("the agent at {address}"))
 }
 
-/// The agent of this machine, if there is one.
-async fn local() -> Option<Fleet> {
+/// The agent of this machine, if there is one. With certificates, where some are given.
+async fn local(args: &ServerArgs) -> anyhow::Result<Option<Fleet>> {
+    let tls = args.connector(AGENT)?;
     let attempt = async {
         let endpoint = endpoint(LOCAL).ok()?.connect_timeout(LOCAL_TIMEOUT);
-        let channel = endpoint.connect().await.ok()?;
+        let dialing = tower::service_fn(move |uri| dial(uri, tls.clone()));
+        let channel = endpoint.connect_with_connector(dialing).await.ok()?;
         let fleet = named(channel, LOCAL);
         fleet
             .client
@@ -326,7 +372,7 @@ async fn local() -> Option<Fleet> {
             .ok()?;
         Some(fleet)
     };
-    tokio::time::timeout(ANSWER_TIMEOUT, attempt).await.ok().flatten()
+    Ok(tokio::time::timeout(ANSWER_TIMEOUT, attempt).await.ok().flatten())
 }
 
 async fn standalone(args: &TargetArgs, need: Need) -> anyhow::Result<Fleet> {
@@ -437,6 +483,36 @@ mod tests {
             (Target::Cluster, Some("other"))
         );
         assert_eq!(target("", Some("e:1"), None, &contexts).unwrap().0, agent("e:1"));
+        // The cluster of the current context is meant where only a part of one is named.
+        let in_lab = Contexts {
+            current: Some("lab".to_owned()),
+            ..contexts.clone()
+        };
+        for line in ["--direct ", "--agent-namespace n ", "--node n "] {
+            let (found, args) = target(line, None, None, &in_lab).unwrap();
+            assert_eq!(
+                (found, args.cluster.context.as_deref()),
+                (Target::Cluster, Some("k")),
+                "{line}"
+            );
+        }
+        // What would be ignored is refused.
+        for line in [
+            "--server s --kubeconfig f ",
+            "--server s --context prod ",
+            "--server s --agent-namespace n ",
+            "--context prod --direct ",
+            "--agent a:1 --token-file f ",
+        ] {
+            assert!(target(line, None, None, &contexts).is_err(), "{line}");
+        }
+        let gone = Contexts {
+            current: Some("gone".to_owned()),
+            ..contexts
+        };
+        let error = target("", None, None, &gone).unwrap_err().to_string();
+        assert!(error.contains("gone"), "{error}");
+        assert!(target("--server s ", None, None, &gone).is_ok());
     }
 
     #[test]

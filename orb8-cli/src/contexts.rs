@@ -95,9 +95,19 @@ impl Contexts {
         })
     }
 
-    /// The context of this name, else the current one, if any.
-    pub(crate) fn get(&self, name: Option<&str>) -> Option<&Saved> {
-        self.contexts.get(name.or(self.current.as_deref())?)
+    /// The current context, if any.
+    ///
+    /// # Errors
+    /// If there is no context of its name: asking somebody else instead would be a surprise.
+    pub(crate) fn current(&self) -> Result<Option<&Saved>, Usage> {
+        let Some(name) = &self.current else {
+            return Ok(None);
+        };
+        self.contexts.get(name).map(Some).ok_or_else(|| {
+            Usage(format!(
+                "the current context is {name}, and none of this name is saved: `orb8 config use-context NAME`"
+            ))
+        })
     }
 
     /// Writes the file, for its owner's eyes alone. Nobody sees it half written.
@@ -146,8 +156,11 @@ mod tests {
         let text = toml::to_string(&contexts).unwrap();
         let path = Path::new("/tmp/x.toml");
         assert_eq!(Contexts::parse(&text, path).unwrap(), contexts);
-        assert_eq!(contexts.get(None).unwrap().server.as_deref(), Some("a:1"));
-        assert!(contexts.get(Some("other")).is_none());
+        assert_eq!(
+            contexts.current().unwrap().unwrap().server.as_deref(),
+            Some("a:1")
+        );
+        assert!(Contexts::default().current().unwrap().is_none());
         let error = Contexts::parse("[contexts.a]\nsrver = 'x'\n", path)
             .unwrap_err()
             .to_string();

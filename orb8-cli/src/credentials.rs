@@ -54,6 +54,20 @@ impl ServerArgs {
             .map_err(|error| anyhow!("{error} (--tls-ca, --tls-cert, --tls-key)"))
     }
 
+    /// What may help where the other side ends the connection without a word: in TLS 1.3, that a certificate is refused
+    /// shows only after the handshake, and the word is often lost.
+    pub(crate) fn hint(&self, token: bool) -> String {
+        match (&self.tls_ca, &self.tls_cert) {
+            (None, _) => "it was asked in plain text; if it wants certificates, give --tls-ca, --tls-cert and --tls-key",
+            (Some(_), None) if token => "if it takes no tokens, give a certificate (--tls-cert and --tls-key)",
+            (Some(_), None) => "it may want a certificate (--tls-cert and --tls-key) or, of a server, a token (--token-file)",
+            (Some(_), Some(_)) => {
+                "it may refuse the certificate of --tls-cert: expired, of another authority, or not for operator.orb8"
+            }
+        }
+        .to_owned()
+    }
+
     /// The token, if there is one.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //!
 //! All speak the same protocol. Many agents are asked by a hub in this process, which is what a server runs too.
 
-use std::sync::Arc;
+use std::{error::Error as _, sync::Arc};
 
 use anyhow::{Context as _, anyhow};
 use orb8_fleet::{Hub, Limits, Member};
@@ -66,6 +66,8 @@ pub(crate) struct Fleet {
     /// Of these nodes only; none: of all.
     pub(crate) nodes: Vec<String>,
     kind: Kind,
+    /// What may help where nobody answers, or the connection ends without a word.
+    hint: Option<String>,
     standalone: Option<Standalone>,
     /// The members of a hub of this process.
     _members: Option<watch::Sender<Arc<[Member]>>>,
@@ -90,6 +92,7 @@ impl Fleet {
             namespace: None,
             nodes: Vec::new(),
             kind,
+            hint: None,
             standalone: None,
             _members: None,
         }
@@ -144,6 +147,12 @@ impl Fleet {
         self
     }
 
+    /// The same, with what may help where nobody answers.
+    pub(crate) fn hinting(mut self, hint: Option<String>) -> Self {
+        self.hint = hint;
+        self
+    }
+
     /// Whether more than one agent is to answer, so that each sentence must say whose it is.
     pub(crate) const fn is_many(&self) -> bool {
         !matches!(self.kind, Kind::One(_))
@@ -169,7 +178,10 @@ impl Fleet {
         F: Future<Output = Result<T, Status>>,
     {
         match ask(self.client.clone()).await {
-            Err(status) if self.is_server() && is_lost(&status) => ask(self.client.clone()).await,
+            // What a server itself says, of agents that are away for instance, would be the same again.
+            Err(status) if self.is_server() && is_lost(&status) && status.source().is_some() => {
+                ask(self.client.clone()).await
+            }
             result => result,
         }
         .map_err(|status| self.explain(&status))
@@ -188,19 +200,33 @@ impl Fleet {
                  ({version})"
             ),
             (Kind::One(who), _) if is_lost(status) => anyhow!(
-                "{who} went away before its answer was complete ({}); is it still running (`orb8 status`)?",
-                cause(status)
+                "{who} went away before its answer was complete ({}{}); is it still running (`orb8 status`)?",
+                cause(status),
+                self.hint_to(status)
             ),
             // What a server says of its agents is a sentence already.
-            (Kind::Server(_), Code::Unavailable) if std::error::Error::source(status).is_none() => {
+            (Kind::Server(_), Code::Unavailable) if status.source().is_none() => {
                 anyhow!("{}", status.message())
             }
-            (Kind::Server(who), _) if is_lost(status) => anyhow!("{who} can't be asked: {}", cause(status)),
+            (Kind::Server(who), _) if is_lost(status) => {
+                anyhow!("{who} can't be asked: {}{}", cause(status), self.hint_to(status))
+            }
             (Kind::Server(who), Code::Unauthenticated | Code::PermissionDenied) => {
                 anyhow!("{who} refuses: {}", status.message())
             }
+            (Kind::Hub, Code::Unavailable) if let Some(hint) = &self.hint => {
+                anyhow!("{}; {hint}", status.message())
+            }
             (Kind::Hub, _) => anyhow!("{}", status.message()),
             (Kind::One(who) | Kind::Server(who), code) => anyhow!("{who}: {} ({code:?})", status.message()),
+        }
+    }
+
+    /// The hint, if the connection ended and nothing says why.
+    fn hint_to(&self, status: &Status) -> String {
+        match &self.hint {
+            Some(hint) if is_wordless(status) => format!("; {hint}"),
+            _ => String::new(),
         }
     }
 
@@ -224,7 +250,32 @@ fn is_lost(status: &Status) -> bool {
     )
 }
 
+/// Whether the connection was there and ended, and nothing says why.
+fn is_wordless(status: &Status) -> bool {
+    use std::io::ErrorKind as K;
+    let mut cause = status.source();
+    if cause.is_none() {
+        return false;
+    }
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return matches!(
+                error.kind(),
+                K::BrokenPipe
+                    | K::ConnectionReset
+                    | K::ConnectionAborted
+                    | K::NotConnected
+                    | K::UnexpectedEof
+            );
+        }
+        cause = error.source();
+    }
+    true
+}
+
 /// Why, as far as the transport knows it.
 fn cause(status: &Status) -> String {
-    std::error::Error::source(status).map_or_else(|| status.message().to_owned(), innermost)
+    status
+        .source()
+        .map_or_else(|| status.message().to_owned(), innermost)
 }

@@ -143,7 +143,10 @@ mod tests {
             notes: vec!["n".into()],
             ..NodeAnswer::default()
         };
-        assert_eq!(Losses::of_nodes(&[noted.clone()], false).sentences, ["n"]);
+        assert_eq!(
+            Losses::of_nodes(std::slice::from_ref(&noted), false).sentences,
+            ["n"]
+        );
         assert_eq!(Losses::of_nodes(&[noted], true).sentences, ["node n1: n"]);
     }
 }

@@ -30,6 +30,8 @@ fn orb8(agent: &str, line: &str) -> Command {
         .env("LC_ALL", "C.UTF-8")
         // No cluster of this machine's user.
         .env("KUBECONFIG", "/nonexistent/kubeconfig")
+        .env("ORB8_CONFIG", "/nonexistent/config.toml")
+        .env_remove("ORB8_SERVER")
         .env_remove("NO_COLOR")
         .env_remove("RUST_LOG")
         .stdin(Stdio::null());

@@ -11,6 +11,13 @@ use crate::{
 };
 
 pub(super) fn run(args: &ConfigArgs, target: &TargetArgs) -> anyhow::Result<Outcome> {
+    let is_kept = matches!(args.action, ConfigAction::SetContext(_));
+    if let Some(option) = ignored(target, is_kept) {
+        return Err(Usage(format!(
+            "{option} has no place here: `orb8 config` asks nobody, and a context does not keep it"
+        ))
+        .into());
+    }
     let mut contexts = Contexts::read()?;
     let known = |contexts: &Contexts, name: &str| {
         let names: Vec<&str> = contexts.contexts.keys().map(String::as_str).collect();
@@ -27,7 +34,9 @@ pub(super) fn run(args: &ConfigArgs, target: &TargetArgs) -> anyhow::Result<Outc
             let is_new = !contexts.contexts.contains_key(&given.name);
             let saved = contexts.contexts.entry(given.name.clone()).or_default();
             change(saved, target, given.kube_context.as_ref())?;
-            if saved.server.is_some() && (saved.kubeconfig.is_some() || saved.kube_context.is_some()) {
+            let in_cluster =
+                saved.kubeconfig.is_some() || saved.kube_context.is_some() || saved.agent_namespace.is_some();
+            if saved.server.is_some() && in_cluster {
                 return Err(Usage(
                     "a context has a --server, or is reached through a kubeconfig: leave one out, or delete the context first"
                         .to_owned(),
@@ -83,6 +92,39 @@ pub(super) fn run(args: &ConfigArgs, target: &TargetArgs) -> anyhow::Result<Outc
         }
     }
     Ok(Outcome::Done)
+}
+
+/// An option that would be ignored; `is_kept`: what a context has is not.
+fn ignored(target: &TargetArgs, is_kept: bool) -> Option<&'static str> {
+    let TargetArgs {
+        agent,
+        standalone,
+        interface,
+        server,
+        cluster,
+    } = target;
+    let never = [
+        ("--agent", !agent.is_empty()),
+        ("--standalone", *standalone),
+        ("--interface", !interface.is_empty()),
+        ("--context", cluster.context.is_some()),
+        ("--node", !cluster.node.is_empty()),
+        ("--direct", cluster.direct),
+    ];
+    let kept = [
+        ("--server", server.server.is_some()),
+        ("--tls-ca", server.tls_ca.is_some()),
+        ("--tls-cert", server.tls_cert.is_some()),
+        ("--tls-key", server.tls_key.is_some()),
+        ("--token-file", server.token_file.is_some()),
+        ("--insecure", server.insecure),
+        ("--kubeconfig", cluster.kubeconfig.is_some()),
+        ("--agent-namespace", cluster.agent_namespace.is_some()),
+    ];
+    never
+        .iter()
+        .chain(kept.iter().filter(|_| !is_kept))
+        .find_map(|(option, given)| given.then_some(*option))
 }
 
 /// Takes over what was typed. Paths are kept from the root: the file is read from anywhere.

@@ -205,7 +205,7 @@ impl FlowPrinter {
         let table = match self.form {
             _ if kept.is_empty() => "No flows.\n".to_owned(),
             FlowForm::Wide => flow_table::wide(&kept, &self.to.style),
-            _ => flow_table::narrow(&kept, &self.to.style),
+            _ => flow_table::narrow(&kept, fleet.is_many(), &self.to.style),
         };
         self.close(table, cut, Vec::new(), end).await
     }

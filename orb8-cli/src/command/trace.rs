@@ -41,7 +41,7 @@ pub(super) async fn network(fleet: &Fleet, args: &TraceNetworkArgs, stop: &Stop)
     };
     let style = Style::of_stdout();
     let render = |event: &Event| match (event, args.output) {
-        (Event::Network(event), TraceForm::Lines) => Ok(Some(event::line(event, &style))),
+        (Event::Network(event), TraceForm::Lines) => Ok(Some(event::line(event, fleet.is_many(), &style))),
         (Event::Network(event), TraceForm::Json) => {
             flow_json::line(&event::EventRecord::from(event)).map(Some)
         }
@@ -67,7 +67,9 @@ pub(super) async fn syscalls(
     };
     let style = Style::of_stdout();
     let render = |event: &Event| match (event, args.output) {
-        (Event::Syscall(event), TraceForm::Lines) => Ok(Some(syscall_event::line(event, &style))),
+        (Event::Syscall(event), TraceForm::Lines) => {
+            Ok(Some(syscall_event::line(event, fleet.is_many(), &style)))
+        }
         (Event::Syscall(event), TraceForm::Json) => {
             flow_json::line(&syscall_json::EventRecord::from(event)).map(Some)
         }
@@ -167,7 +169,12 @@ impl Trace {
                             () = stop.requested() => break Ok(()),
                             flushed = output.flush() => if let Err(error) = flushed { break Err(error.into()) },
                         }
-                        terminal::say(&format!("orb8: {sentence}"));
+                        let of = if fleet.is_many() && !loss.node.is_empty() {
+                            format!("{}: ", called(&loss.node))
+                        } else {
+                            String::new()
+                        };
+                        terminal::say(&format!("orb8: {of}{sentence}"));
                     }
                     lost.ring = lost.ring.saturating_add(loss.ring);
                     lost.stream = lost.stream.saturating_add(loss.stream);

@@ -41,8 +41,8 @@ impl From<&NetworkEvent> for EventRecord {
     }
 }
 
-/// `time kind owner ip:port → ip:port owner service`, source first.
-pub(crate) fn line(event: &NetworkEvent, style: &Style) -> String {
+/// `time kind owner ip:port → ip:port owner service`, source first; `many`: after the time, the node that saw it.
+pub(crate) fn line(event: &NetworkEvent, many: bool, style: &Style) -> String {
     let (kind, tone) = match event.kind() {
         NetworkEventKind::Unspecified => ("?", Tone::Plain),
         NetworkEventKind::NewFlow => ("NEW", Tone::Plain),
@@ -52,7 +52,9 @@ pub(crate) fn line(event: &NetworkEvent, style: &Style) -> String {
         NetworkEventKind::Rst => ("RST", Tone::Bad),
     };
     let time = timestamp::clock(event.time.as_ref(), 6);
-    let mut line = format!("{time} {}", style.paint(&format!("{kind:<7}"), tone));
+    let node = event.flow.as_ref().filter(|_| many).map(|flow| &*flow.node);
+    let node = node.map_or_else(String::new, |node| format!("{} ", sanitise::line(node)));
+    let mut line = format!("{time} {node}{}", style.paint(&format!("{kind:<7}"), tone));
     if let Some(flow) = &event.flow {
         let protocol = if flow.ip_version == 0 {
             names::ethertype(flow.ethertype)
@@ -141,6 +143,6 @@ mod tests {
             colours: false,
             utf8: false,
         };
-        assert_eq!(line(&NetworkEvent::default(), &style), "- ?      \n");
+        assert_eq!(line(&NetworkEvent::default(), true, &style), "- ?      \n");
     }
 }

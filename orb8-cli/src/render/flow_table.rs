@@ -12,9 +12,10 @@ use crate::{
     timestamp,
 };
 
-/// The table that fits the terminal.
-pub(crate) fn narrow(flows: &[Flow], style: &Style) -> String {
+/// The table that fits the terminal; `many`: with the node that counted each flow.
+pub(crate) fn narrow(flows: &[Flow], many: bool, style: &Style) -> String {
     let mut table = Table::new([
+        Column::name("NODE", 6),
         Column::workload("OWNER", 10),
         Column::text(""),
         Column::workload("PEER", 10),
@@ -26,6 +27,7 @@ pub(crate) fn narrow(flows: &[Flow], style: &Style) -> String {
     ]);
     for flow in flows {
         table.row([
+            Cell::new(if many { &*flow.node } else { "" }),
             Cell::new(ends::own_name(flow)),
             Cell::toned(style.arrow(ends::sent(flow)), Tone::Dim),
             Cell::new(ends::peer_name(flow)),
@@ -41,7 +43,7 @@ pub(crate) fn narrow(flows: &[Flow], style: &Style) -> String {
         ]);
     }
     table
-        .without_empty(&["RTT", "RETX"])
+        .without_empty(&["NODE", "RTT", "RETX"])
         .render(Some(style.width), style)
 }
 

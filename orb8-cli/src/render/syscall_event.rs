@@ -12,9 +12,13 @@ use crate::{
 /// Characters of one argument's value that are shown.
 const VALUE: usize = 256;
 
-/// `time owner comm[pid/tid] call(name=value, …)`; of a change, `time NEW why`.
-pub(crate) fn line(event: &SyscallEvent, style: &Style) -> String {
+/// `time owner comm[pid/tid] call(name=value, …)`; of a change, `time NEW why`; `many`: after the time, the node
+/// that saw it.
+pub(crate) fn line(event: &SyscallEvent, many: bool, style: &Style) -> String {
     let mut words = vec![timestamp::clock(event.time.as_ref(), 6)];
+    if many && !event.node.is_empty() {
+        words.push(sanitise::line(&event.node).into_owned());
+    }
     let owner = syscall::owner(event.owner.as_ref());
     let call = sanitise::line(&syscall::call(&event.syscall, event.abi())).into_owned();
     if let Some(change) = &event.change {
@@ -109,9 +113,9 @@ mod tests {
             arguments: vec![argument("/bin/\nls", true), argument(&"x".repeat(300), false)],
             ..SyscallEvent::default()
         };
-        let text = line(&event, &STYLE);
+        let text = line(&event, false, &STYLE);
         let x = "x".repeat(VALUE);
         assert_eq!(text, format!("- a?[2J[7/9] execve(path=/bin/?ls…, path={x}…)\n"));
-        assert_eq!(line(&SyscallEvent::default(), &STYLE), "- [0] ()\n");
+        assert_eq!(line(&SyscallEvent::default(), true, &STYLE), "- [0] ()\n");
     }
 }

@@ -898,6 +898,7 @@ impl OrbitService for FakeAgent {
             version: env!("CARGO_PKG_VERSION").into(),
             started: at(START - 3600, 0),
             history_from: at(START - 300, 0),
+            time: Some(SystemTime::now().into()),
             transport: "plain text on loopback".into(),
             ..orb8_proto::v1::NodeInfo::default()
         };
