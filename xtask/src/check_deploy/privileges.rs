@@ -71,7 +71,7 @@ pub(super) fn unexpected(objects: &Objects, meant: Meant<'_>) -> Vec<String> {
         match name.kind.as_str() {
             "DaemonSet" => check.daemon_set(meant),
             "Deployment" => {
-                check.unprivileged("/spec/template/spec", &["/orb8-server"], Some("orb8-server-tls"))
+                check.unprivileged("/spec/template/spec", &["/orb8-server"], Some("orb8-server-tls"));
             }
             "Job" => check.unprivileged("/spec/template/spec", CERTGEN, None),
             "CronJob" => check.unprivileged("/spec/jobTemplate/spec/template/spec", CERTGEN, None),

@@ -147,10 +147,7 @@ impl Fleet {
 }
 
 async fn serve(agent: Arc<Agent>, listener: TcpListener, index: usize, mut breaking: watch::Receiver<usize>) {
-    let listener = match listener.into_std() {
-        Ok(listener) => listener,
-        Err(_) => return,
-    };
+    let Ok(listener) = listener.into_std() else { return };
     loop {
         let Ok(copy) = listener.try_clone().and_then(TcpListener::from_std) else {
             return;
@@ -244,12 +241,13 @@ impl Agent {
         let mut flows: Vec<Flow> = sent.chain(received).collect();
         flows.sort_by_key(|flow| std::cmp::Reverse(flow.bytes));
         let rows = (0..CALLS)
-            .map(|number| SyscallRow {
-                syscall: format!("call-{number}"),
-                number: number as i64,
+            .zip(0_i64..)
+            .map(|(call, number)| SyscallRow {
+                syscall: format!("call-{call}"),
+                number,
                 abi: 1,
                 category: "file".to_owned(),
-                count: (index * 31 + number * 17) as u64 % 10_000 + 1,
+                count: (index * 31 + call * 17) as u64 % 10_000 + 1,
                 first: Some(now.into()),
                 last: Some(now.into()),
                 ..SyscallRow::default()
