@@ -28,6 +28,9 @@ struct Options {
     /// Only scenarios whose name has this in it.
     #[arg(long)]
     only: Option<String>,
+    /// No scenarios whose name has this in it; may be repeated.
+    #[arg(long)]
+    skip: Vec<String>,
     /// Command that makes the API server unreachable, and one that brings it back; without them that scenario is skipped.
     #[arg(long, env = "ORB8_E2E_API_STOP", requires = "api_start")]
     api_stop: Option<String>,
@@ -69,11 +72,8 @@ fn run(options: &Options) -> anyhow::Result<usize> {
         println!("FAILED: preparation: {error:#}");
     } else {
         for (name, scenario) in scenarios::ALL {
-            if options
-                .only
-                .as_ref()
-                .is_some_and(|only| !name.contains(only.as_str()))
-            {
+            let named = |part: &String| name.contains(part.as_str());
+            if !options.only.iter().all(named) || options.skip.iter().any(named) {
                 continue;
             }
             let began = Instant::now();

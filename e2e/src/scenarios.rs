@@ -190,21 +190,7 @@ fn interface(cluster: &Cluster, pod: &str) -> Result<[u64; 4]> {
         .context("the pod has no interface")?
         .to_owned();
     let node = cluster.pod_field(pod, "/spec/nodeName")?;
-    let agents = cluster.json(&[
-        "-n",
-        "orb8",
-        "get",
-        "pods",
-        "-l",
-        "app.kubernetes.io/name=orb8-agent",
-        "--field-selector",
-        &format!("spec.nodeName={node}"),
-    ])?;
-    let agent = agents
-        .pointer("/items/0/metadata/name")
-        .and_then(|name| name.as_str())
-        .context("the node has no agent")?;
-    let status = cluster.kubectl(&["-n", "orb8", "exec", agent, "--", "/orb8", "status", "-o", "json"])?;
+    let status = cluster.orb8(&["status", "--node", &node, "-o", "json"])?;
     let status: serde_json::Value = serde_json::from_str(&status)?;
     let interfaces = status["interfaces"].as_array().into_iter().flatten();
     let row = interfaces
