@@ -1,7 +1,8 @@
 //! On which node each pod is, and was: so that a question about a pod goes to that node alone.
 //!
-//! The API server tells of pods as they are; of those that ended before this server began to watch, the agents tell, once
-//! for each connection. Only if both are known is it certain who can hold an answer.
+//! The API server tells of pods as they are; of those that ended before all pods were listed, the agents tell, once after each
+//! listing: a pod can have begun and ended while the watch was broken. Only if both are known is it certain who can hold an
+//! answer. An agent that is away afterwards changes nothing: what began on its node meanwhile, the API server tells.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -38,8 +39,10 @@ struct Inner {
     /// By uid.
     pods: HashMap<String, Known>,
     listing: Option<HashSet<String>>,
-    /// Agents, by node, that have told of their pods since they were connected.
+    /// Agents, by node, that have told of their pods since the last listing.
     told: BTreeSet<String>,
+    /// How many listings there have been.
+    listings: u64,
     /// All agents that there are.
     nodes: BTreeSet<String>,
     ended: usize,
@@ -77,10 +80,17 @@ impl PodMap {
         });
     }
 
-    /// An agent told of all pods that it knows, also of those that ended.
-    pub(crate) fn agent_told(&self, node: &str, pods: Vec<PodStatus>) {
+    /// Whether this node's agent has to tell of its pods, and for which listing.
+    pub(crate) fn wants(&self, node: &str) -> Option<u64> {
+        self.with(|inner| (inner.listings > 0 && !inner.told.contains(node)).then_some(inner.listings))
+    }
+
+    /// An agent that was asked for a listing told of all pods that it knows, also of those that ended.
+    pub(crate) fn agent_told(&self, node: &str, listing: u64, pods: Vec<PodStatus>) {
         self.with(|inner| {
-            inner.told.insert(node.to_owned());
+            if listing == inner.listings {
+                inner.told.insert(node.to_owned());
+            }
             for pod in pods {
                 if inner.pods.contains_key(&pod.uid) {
                     continue;
@@ -101,11 +111,6 @@ impl PodMap {
             }
             inner.forget();
         });
-    }
-
-    /// An agent began anew, or was away: it may know of other pods.
-    pub(crate) fn agent_lost(&self, node: &str) {
-        self.with(|inner| inner.told.remove(node));
     }
 }
 
@@ -189,6 +194,8 @@ impl Watched<Pod> for PodMap {
             let Some(listed) = inner.listing.take() else {
                 return;
             };
+            inner.listings += 1;
+            inner.told.clear();
             let gone: Vec<String> = inner
                 .pods
                 .iter()
@@ -284,14 +291,16 @@ mod tests {
         let map = listed(&[pod("1", "cart", "n1"), pod("2", "db", "n2"), pod("3", "new", "")]);
         // Who knows which pods ended before?
         assert_eq!(map.nodes_of(&wanted("cart")), None);
-        map.agent_told("n1", Vec::new());
+        assert_eq!(map.wants("n1"), Some(1));
+        map.agent_told("n1", 1, Vec::new());
+        assert_eq!(map.wants("n1"), None);
         let before = PodStatus {
             uid: "0".into(),
             namespace: "shop".into(),
             name: "cart-old".into(),
             ..PodStatus::default()
         };
-        map.agent_told("n2", vec![before]);
+        map.agent_told("n2", 1, vec![before]);
         let nodes = |pods: &str| {
             map.nodes_of(&wanted(pods))
                 .unwrap()
@@ -303,14 +312,28 @@ mod tests {
         assert_eq!(nodes("new"), [""; 0]);
         // Of a pod whose labels are not known it is not certain that it is not meant.
         assert_eq!(nodes("app=cart"), ["n1", "n2"]);
-        map.agent_lost("n1");
-        assert_eq!(map.nodes_of(&wanted("db")), None);
-        map.agent_told("n1", Vec::new());
         // One that has gone was there.
         map.delete(pod("2", "db", "n2"));
         assert_eq!(nodes("db"), ["n2"]);
         assert_eq!(map.nodes_of(&wanted("a=b=c")), None);
         assert_eq!(map.namespaces(), ["shop"]);
         assert_eq!(map.len(), 2);
+        // The watch was broken: who knows what began and ended meanwhile?
+        map.begin();
+        map.apply(pod("1", "cart", "n1"));
+        map.end();
+        assert_eq!(map.nodes_of(&wanted("cart")), None);
+        map.agent_told("n1", 2, Vec::new());
+        // Asked before the watch was whole again.
+        map.agent_told("n2", 1, Vec::new());
+        assert_eq!(map.nodes_of(&wanted("cart")), None);
+        let meanwhile = PodStatus {
+            uid: "4".into(),
+            namespace: "shop".into(),
+            name: "short".into(),
+            ..PodStatus::default()
+        };
+        map.agent_told("n2", 2, vec![meanwhile]);
+        assert_eq!(map.nodes_of(&wanted("short")).unwrap(), ["n2".to_owned()].into());
     }
 }

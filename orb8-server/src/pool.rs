@@ -222,7 +222,6 @@ async fn keep(shared: Arc<Shared>, name: String, found: Found, retry: Arc<Notify
                     back_off = BACK_OFF;
                     shared.counts.connects.fetch_add(1, Ordering::Relaxed);
                     info!(node = name, address = found.address, "an agent is connected");
-                    learn_pods(&shared, &name, &mut client).await;
                 }
                 clock.add(&beat);
                 shared.update(&name, |member| {
@@ -247,6 +246,7 @@ async fn keep(shared: Arc<Shared>, name: String, found: Found, retry: Arc<Notify
                         ..beat.info
                     };
                 });
+                learn_pods(&shared, &name, &mut client).await;
                 drop(permit);
                 // Not all at the same moment.
                 shared.heartbeat.mul_f64(spread())
@@ -257,9 +257,6 @@ async fn keep(shared: Arc<Shared>, name: String, found: Found, retry: Arc<Notify
                 debug!(node = name, reason, "an agent does not answer");
                 if std::mem::take(&mut alive) {
                     info!(node = name, reason, "an agent does not answer any more");
-                    if let Some(pods) = &shared.pods {
-                        pods.agent_lost(&name);
-                    }
                     clock = ClockSamples::default();
                 }
                 shared.update(&name, |member| member.reach = Reach::Away { state, reason });
@@ -307,12 +304,13 @@ fn note(old: &str, name: &str, found: &Found, info: &NodeInfo) -> String {
     notes.join("; ")
 }
 
-/// Which pods an agent knows, also those that ended before this server looked.
+/// Which pods an agent knows, also those that ended before this server looked; if that is not known yet.
 async fn learn_pods(shared: &Shared, name: &str, client: &mut OrbitServiceClient<Channel>) {
     let Some(pods) = &shared.pods else { return };
+    let Some(listing) = pods.wants(name) else { return };
     let asked = client.list_pods(ListPodsRequest::default());
-    match tokio::time::timeout(Duration::from_secs(10), asked).await {
-        Ok(Ok(answer)) => pods.agent_told(name, answer.into_inner().pods),
+    match tokio::time::timeout(CONNECT_TIMEOUT, asked).await {
+        Ok(Ok(answer)) => pods.agent_told(name, listing, answer.into_inner().pods),
         // All agents are asked until it has told.
         Ok(Err(error)) => debug!(node = name, %error, "an agent does not tell its pods"),
         Err(_) => debug!(node = name, "an agent does not tell its pods in time"),
