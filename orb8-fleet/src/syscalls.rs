@@ -443,3 +443,200 @@ fn join(all: &mut SyscallSummary, summaries: Vec<SyscallSummary>) {
 fn seconds(duration: &prost_types::Duration) -> f64 {
     duration.seconds as f64 + f64::from(duration.nanos) / 1e9
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn row(workload: &str, syscall: &str, node: &str, count: u64) -> SyscallRow {
+        SyscallRow {
+            node: node.into(),
+            owner: Some(Endpoint {
+                workload: workload.into(),
+                ..Endpoint::default()
+            }),
+            syscall: syscall.into(),
+            count,
+            ..SyscallRow::default()
+        }
+    }
+
+    fn by(groups: &[SyscallGroup], limit: u32) -> SyscallQuery {
+        SyscallQuery {
+            by: groups.iter().copied().map(i32::from).collect(),
+            limit,
+            ..SyscallQuery::default()
+        }
+    }
+
+    fn merge(query: &SyscallQuery, parts: Vec<Vec<SyscallRow>>) -> (Vec<SyscallRow>, u64) {
+        let mut rows = Rows::new(sums_over_nodes(query), 1000);
+        assert!(parts.into_iter().all(|part| rows.add(part)));
+        rows.sorted(query.sort(), query.limit as usize)
+    }
+
+    #[test]
+    fn rows_are_summed_only_where_the_grouping_sums_over_nodes() {
+        let parts = || {
+            vec![
+                vec![row("a", "read", "n1", 5), row("a", "write", "n1", 4)],
+                vec![row("b", "read", "n2", 6), row("a", "write", "n2", 3)],
+            ]
+        };
+        let counts = |query: &SyscallQuery| {
+            let (rows, all) = merge(query, parts());
+            let rows: Vec<_> = rows
+                .into_iter()
+                .map(|row| (row.owner.unwrap().workload, row.syscall, row.node, row.count))
+                .collect();
+            (rows, all)
+        };
+        let told = |workload: &str, syscall: &str, node: &str, count| {
+            (workload.to_owned(), syscall.to_owned(), node.to_owned(), count)
+        };
+        // The first of all, which was the second of each.
+        let sums = by(&[SyscallGroup::Workload, SyscallGroup::Syscall], 1);
+        assert_eq!(counts(&sums), (vec![told("a", "write", "", 7)], 3));
+        for apart in [SyscallGroup::Node, SyscallGroup::Pod, SyscallGroup::Container] {
+            let (rows, all) = counts(&by(&[SyscallGroup::Workload, SyscallGroup::Syscall, apart], 1));
+            assert_eq!((rows, all), (vec![told("b", "read", "n2", 6)], 4), "{apart:?}");
+        }
+        // Empty: container and syscall.
+        assert!(!sums_over_nodes(&by(&[], 0)));
+        let mut changes = sums;
+        changes.set_kind(SyscallKind::Anomalies);
+        assert!(!sums_over_nodes(&changes), "a verdict is of one node's history");
+    }
+
+    #[test]
+    fn sums_are_exact_and_percentiles_are_of_all() {
+        let at = |seconds| Some(Timestamp { seconds, nanos: 0 });
+        let bucket = |below_ns, count| LatencyBucket { below_ns, count };
+        let wait = |class: &str, total_ns| SyscallWait {
+            class: class.into(),
+            total_ns,
+            count: 1,
+        };
+        let mut a = SyscallRow {
+            returned: 99,
+            failed: 3,
+            errors: [("ENOENT".to_owned(), 3)].into(),
+            total_ns: Some(1000),
+            buckets: vec![bucket(256, 98), bucket(0, 1)],
+            p50_ns: Some(256),
+            first: at(5),
+            last: at(7),
+            waits: vec![wait("disk", 5)],
+            ..row("", "openat", "", 100)
+        };
+        let b = SyscallRow {
+            returned: 200,
+            failed: 2,
+            errors: [("ENOENT".to_owned(), 1), ("EACCES".to_owned(), 1)].into(),
+            total_ns: Some(500),
+            buckets: vec![bucket(64, 200)],
+            first: at(3),
+            last: at(9),
+            waits: vec![wait("disk", 2), wait("futex", 1)],
+            ..row("", "openat", "", 200)
+        };
+        add(&mut a, b);
+        assert_eq!(
+            (a.count, a.returned, a.failed, a.total_ns),
+            (300, 299, 5, Some(1500))
+        );
+        assert_eq!((a.errors["ENOENT"], a.errors["EACCES"]), (4, 1));
+        assert_eq!((a.p50_ns, a.p99_ns), (Some(64), Some(256)));
+        assert_eq!((a.first, a.last), (at(3), at(9)));
+        assert_eq!(a.buckets, [bucket(64, 200), bucket(256, 98), bucket(0, 1)]);
+        assert_eq!(
+            a.waits,
+            [
+                SyscallWait {
+                    count: 2,
+                    ..wait("disk", 7)
+                },
+                wait("futex", 1)
+            ]
+        );
+    }
+
+    #[test]
+    fn percentiles_are_bounds() {
+        let bucket = |below_ns, count| LatencyBucket { below_ns, count };
+        assert_eq!(percentile(&[], 50), None);
+        assert_eq!(percentile(&[bucket(8, 1)], 99), Some(8));
+        // The protocol's "longer than all others".
+        assert_eq!(percentile(&[bucket(8, 1), bucket(0, 9)], 99), Some(0));
+        assert_eq!(percentile(&[bucket(8, 99), bucket(16, 1)], 99), Some(8));
+        assert_eq!(percentile(&[bucket(8, 98), bucket(16, 2)], 99), Some(16));
+        assert_eq!(
+            percentile(&[bucket(8, u64::MAX), bucket(16, u64::MAX)], 99),
+            Some(16)
+        );
+    }
+
+    #[test]
+    fn rows_sort_by_what_was_asked() {
+        let a = SyscallRow {
+            failed: 1,
+            total_ns: Some(5),
+            ..row("", "a", "", 9)
+        };
+        let b = SyscallRow {
+            failed: 2,
+            p99_ns: Some(1),
+            ..row("", "b", "", 8)
+        };
+        for (sort, first) in [
+            (SyscallSort::Count, "a"),
+            (SyscallSort::Errors, "b"),
+            (SyscallSort::Time, "a"),
+            (SyscallSort::P99, "b"),
+        ] {
+            let query = SyscallQuery {
+                sort: sort.into(),
+                ..by(&[], 1)
+            };
+            let (rows, _) = merge(&query, vec![vec![b.clone()], vec![a.clone()]]);
+            assert_eq!(rows[0].syscall, first, "{sort:?}");
+        }
+    }
+
+    #[test]
+    fn summaries_say_what_is_true_of_all() {
+        let summary = |mode: SyscallMode, measured| SyscallSummary {
+            mode: mode.into(),
+            measured: Some(prost_types::Duration {
+                seconds: measured,
+                nanos: 0,
+            }),
+            matched_calls: 5,
+            ..SyscallSummary::default()
+        };
+        let mut all = SyscallSummary::default();
+        join(
+            &mut all,
+            vec![summary(SyscallMode::Latency, 9), summary(SyscallMode::Counts, 2)],
+        );
+        assert_eq!((all.mode(), all.matched_calls), (SyscallMode::Unspecified, 10));
+        assert_eq!(all.measured.unwrap().seconds, 2);
+    }
+
+    proptest! {
+        #[test]
+        fn no_call_goes_missing(counts in proptest::collection::vec((0_u8..4, 0_u8..3, 0_u8..3, 0_u64..1000), 0..60)) {
+            let mut parts = vec![Vec::new(), Vec::new(), Vec::new()];
+            for (workload, syscall, node, count) in &counts {
+                parts[usize::from(*node)].push(row(&workload.to_string(), &syscall.to_string(), &node.to_string(), *count));
+            }
+            let sum: u64 = counts.iter().map(|(.., count)| count).sum();
+            for groups in [&[SyscallGroup::Syscall, SyscallGroup::Workload][..], &[SyscallGroup::Container]] {
+                let (rows, _) = merge(&by(groups, 0), parts.clone());
+                prop_assert_eq!(rows.iter().map(|row| row.count).sum::<u64>(), sum);
+            }
+        }
+    }
+}
