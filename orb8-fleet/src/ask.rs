@@ -218,6 +218,19 @@ impl Hub {
                 Reach::Away { state, reason } => selection.others.push(settled(*state, reason)),
             }
         }
+        // Where the answer is, but nobody who could give it.
+        let members: BTreeSet<&String> = members.iter().map(|member| &member.name).collect();
+        for node in route.into_iter().flatten() {
+            if !members.contains(node) && nodes.is_empty() {
+                selection.order.push(node.clone());
+                selection.others.push(NodeAnswer {
+                    name: node.clone(),
+                    state: NodeState::Unreachable.into(),
+                    reason: "no agent is known there".to_owned(),
+                    ..NodeAnswer::default()
+                });
+            }
+        }
         Ok(selection)
     }
 

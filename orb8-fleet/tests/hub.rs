@@ -336,6 +336,23 @@ impl PodNodes for OnFirst {
 }
 
 #[tokio::test]
+async fn a_pod_where_no_agent_is_is_missed() {
+    let member = Story::new("n2", vec![flow(2, 1)]).member().await;
+    let asked = hub_with(vec![member], quick(), Some(Arc::new(OnFirst)));
+    let query = FlowQuery {
+        filter: Some(FlowFilter {
+            pods: vec!["cart".to_owned()],
+            ..FlowFilter::default()
+        }),
+        reports: FlowReports::Own.into(),
+        ..FlowQuery::default()
+    };
+    let error = flows(&asked.client, query).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable);
+    assert!(error.message().contains("no agent is known there"), "{error}");
+}
+
+#[tokio::test]
 async fn only_who_can_hold_the_answer_is_asked() {
     let stories = [
         Story::new("n1", vec![flow(1, 1)]),

@@ -21,7 +21,7 @@ use crate::{
 const SERVICE: &str = "orb8-agents";
 
 /// An agent that was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Found {
     /// Where it listens: HOST:PORT.
     pub(crate) address: String,

@@ -251,7 +251,9 @@ impl PodNodes for PodMap {
             let nodes = inner
                 .pods
                 .values()
-                .filter(|pod| matches(pod) && !pod.node.is_empty());
+                // Of a node without an agent, one that ended can't be told any more, and one that runs is missed.
+                .filter(|pod| matches(pod) && !pod.node.is_empty())
+                .filter(|pod| pod.ended.is_none() || inner.nodes.contains(&pod.node));
             Some(nodes.map(|pod| pod.node.clone()).collect())
         })
     }

@@ -40,6 +40,9 @@ const FIRST_CONTACTS: usize = 64;
 /// An agent that is away is tried again after this, and after twice as long each time, up to the most.
 const BACK_OFF: Duration = Duration::from_millis(500);
 const BACK_OFF_MOST: Duration = Duration::from_secs(10);
+/// An agent that has left is named in answers for so long: another one may be about to take its place, and until then the
+/// node's part is missing.
+const LEFT_NAMED: Duration = Duration::from_mins(1);
 /// The clock is measured by the best of so many heartbeats.
 const SAMPLES: usize = 8;
 /// Largest message that is taken from an agent.
@@ -68,6 +71,8 @@ struct Shared {
     tls: Option<Connector>,
     insecure: bool,
     heartbeat: Duration,
+    /// See [`LEFT_NAMED`].
+    left_named: Duration,
     contacts: Semaphore,
 }
 
@@ -89,6 +94,7 @@ impl Pool {
             tls,
             insecure,
             heartbeat,
+            left_named: LEFT_NAMED,
             contacts: Semaphore::new(FIRST_CONTACTS),
         });
         let (sender, members) = watch::channel(Arc::from([]));
@@ -125,6 +131,8 @@ async fn follow(
     stop: CancellationToken,
 ) {
     let mut kept: BTreeMap<String, Kept> = BTreeMap::new();
+    // Until when they are named.
+    let mut left: BTreeMap<String, Instant> = BTreeMap::new();
     loop {
         let now = agents.borrow_and_update().clone();
         if let Some(now) = now {
@@ -141,11 +149,19 @@ async fn follow(
                 old.stop.cancel();
                 if !now.contains_key(name) {
                     info!(node = name, "an agent has left");
-                    shared.lock().remove(name);
+                    left.insert(name.clone(), Instant::now() + shared.left_named);
+                    shared.update(name, |member| {
+                        let reason = "its agent has left, and no other has come".to_owned();
+                        member.reach = Reach::Away {
+                            state: NodeState::Unreachable,
+                            reason,
+                        };
+                    });
                 }
                 false
             });
             for (name, found) in now.iter() {
+                left.remove(name);
                 match kept.get_mut(name) {
                     Some(old) if old.found == *found => {}
                     Some(old) => {
@@ -176,8 +192,18 @@ async fn follow(
             }
             shared.changed.notify_one();
         }
+        left.retain(|name, until| {
+            if *until > Instant::now() {
+                return true;
+            }
+            shared.lock().remove(name);
+            shared.changed.notify_one();
+            false
+        });
+        let next = left.values().min().copied();
         tokio::select! {
             () = stop.cancelled() => return,
+            () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {}
             changed = agents.changed() => if changed.is_err() { return },
         }
     }
@@ -225,6 +251,9 @@ async fn keep(shared: Arc<Shared>, name: String, found: Found, retry: Arc<Notify
                 }
                 clock.add(&beat);
                 shared.update(&name, |member| {
+                    if stop.is_cancelled() {
+                        return;
+                    }
                     if member.info.started != beat.info.started && member.info.started.is_some() {
                         // Another process: what it keeps began with it.
                         member.info.connects += 1;
@@ -259,7 +288,11 @@ async fn keep(shared: Arc<Shared>, name: String, found: Found, retry: Arc<Notify
                     info!(node = name, reason, "an agent does not answer any more");
                     clock = ClockSamples::default();
                 }
-                shared.update(&name, |member| member.reach = Reach::Away { state, reason });
+                shared.update(&name, |member| {
+                    if !stop.is_cancelled() {
+                        member.reach = Reach::Away { state, reason };
+                    }
+                });
                 drop(permit);
                 let wait = back_off.mul_f64(spread());
                 back_off = (back_off * 2).min(BACK_OFF_MOST);
@@ -493,6 +526,58 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_agent_that_left_is_named_for_some_time() {
+        let shared = Arc::new(Shared {
+            members: Mutex::default(),
+            changed: Notify::new(),
+            counts: Arc::default(),
+            pods: None,
+            tls: None,
+            insecure: false,
+            heartbeat: Duration::from_secs(1),
+            left_named: Duration::from_millis(500),
+            contacts: Semaphore::new(1),
+        });
+        let found = Found {
+            address: "127.0.0.1:1".to_owned(),
+            ..Found::default()
+        };
+        let one: Arc<Agents> = Arc::new([("n1".to_owned(), found)].into());
+        let (agents, receiver) = watch::channel(Some(one.clone()));
+        let stop = CancellationToken::new();
+        let _guard = stop.clone().drop_guard();
+        tokio::spawn(follow(shared.clone(), receiver, stop));
+        let reason = || {
+            let members = shared.lock();
+            members.get("n1").map(|member| match &member.reach {
+                Reach::Away { reason, .. } => reason.clone(),
+                Reach::Channel(_) => "connected".to_owned(),
+            })
+        };
+        let within = async |what: &str, is: &dyn Fn(Option<String>) -> bool| {
+            for _ in 0..500 {
+                if is(reason()) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            panic!("{what}: {:?}", reason());
+        };
+        let has_left = |reason: Option<String>| reason.is_some_and(|reason| reason.contains("has left"));
+        within("found", &|reason| reason.is_some()).await;
+        agents.send_replace(Some(Arc::default()));
+        within("named", &has_left).await;
+        // Back in time.
+        agents.send_replace(Some(one));
+        within("back", &|reason| reason.is_some() && !has_left(reason)).await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert!(reason().is_some() && !has_left(reason()), "{:?}", reason());
+        agents.send_replace(Some(Arc::default()));
+        within("named again", &has_left).await;
+        within("forgotten", &|reason| reason.is_none()).await;
+    }
 
     #[test]
     fn the_shortest_round_trip_tells_the_clock() {
