@@ -375,7 +375,7 @@ async fn a_watch_goes_on_where_it_was_cut() {
     server.apply("pods", pod("b", "10.4.0.2"));
     watching.becomes("10.4.0.2", "uid-b").await;
     server.write("pods", "{\"type\":\"ADDED\",\"object\":{\"metad");
-    server.cut();
+    server.cut().await;
     server.apply("pods", pod("c", "10.4.0.3"));
     watching.becomes("10.4.0.3", "uid-c").await;
     let lists = server.asked("pods").into_iter().filter(|asked| !asked.is_watch());
@@ -515,7 +515,7 @@ async fn watches_that_fail_are_tried_more_and_more_rarely_and_at_once_after_the_
         sleep(Duration::from_millis(1200)).await;
         let before = server.asked("pods").len();
         server.answer("pods", Answer::Status(500));
-        server.cut();
+        server.cut().await;
         sleep(Duration::from_secs(8)).await;
         grow(&gaps(&server.asked("pods")[before..]));
         server.answer("pods", Answer::Normal);
@@ -524,7 +524,7 @@ async fn watches_that_fail_are_tried_more_and_more_rarely_and_at_once_after_the_
     // An API server, or what stands before it, that ends each watch at once, is not asked again at once.
     let before = server.asked("services").len();
     server.answer("services", Answer::NoStream);
-    server.cut();
+    server.cut().await;
     sleep(Duration::from_secs(6)).await;
     let asked = server.asked("services");
     let gaps = gaps(&asked[before..]);

@@ -98,6 +98,8 @@ struct Shared {
     /// The number of entries in the log.
     written: watch::Sender<usize>,
     cut: Notify,
+    /// Held by each connection that was begun since the last cut.
+    uncut: Mutex<Arc<()>>,
 }
 
 impl Shared {
@@ -128,6 +130,7 @@ impl ApiServer {
             state: Mutex::default(),
             written: watch::Sender::new(0),
             cut: Notify::new(),
+            uncut: Mutex::default(),
         });
         let mut server = Self {
             shared,
@@ -160,8 +163,13 @@ impl ApiServer {
     }
 
     /// Cuts all connections in the middle of what they carry; new ones are accepted.
-    pub(crate) fn cut(&self) {
-        self.shared.cut.notify_waiters();
+    pub(crate) async fn cut(&self) {
+        let cut = std::mem::take(&mut *self.shared.uncut.lock().expect("no panic"));
+        // What is written from now on is not for these. Again and again: one may have been accepted and not wait yet.
+        while Arc::strong_count(&cut) > 1 {
+            self.shared.cut.notify_waiters();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Creates or replaces an object; returns its version.
@@ -272,7 +280,9 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener) {
             continue;
         };
         let shared = shared.clone();
+        let uncut = shared.uncut.lock().expect("no panic").clone();
         connections.spawn(async move {
+            let _uncut = uncut;
             let served = shared.clone();
             let service = service_fn(move |request| {
                 let shared = served.clone();
