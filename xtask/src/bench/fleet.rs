@@ -256,7 +256,7 @@ async fn measure(program: &Path, quick: bool, report: &mut Report) -> Result<()>
         "< 512 MiB",
         &format!("{now:.0} MiB at the end, {most:.0} MiB at most"),
         most < TARGET_MIB,
-        "the flows of one question for edges are held",
+        "where half a MiB for each agent goes has not been looked into",
     );
     report.verdict(
         "a live stream of 100k events a second in all",
