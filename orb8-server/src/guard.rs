@@ -341,6 +341,24 @@ impl<S> Guard<S> {
         narrow::pods(namespaces, pods, workloads, &mut sight).await?;
         Ok(self.view(sight, Peers::default(), token))
     }
+
+    /// What somebody may see of the answer to a question that `narrow` restricts to it; none: everything.
+    async fn view_of<F>(
+        &self,
+        who: Who,
+        narrow: impl FnOnce(Person, String) -> F,
+    ) -> Result<Option<View>, Status>
+    where
+        F: Future<Output = Result<View, Refusal>>,
+    {
+        match who {
+            Who::Everything => Ok(None),
+            Who::Person(person, token) => match narrow(person, token).await {
+                Ok(view) => Ok(Some(view)),
+                Err(refusal) => Err(self.refuse(&refusal)),
+            },
+        }
+    }
 }
 
 /// The messages of an answer.
@@ -379,6 +397,18 @@ fn redacted<T: Send + 'static>(
     })))
 }
 
+/// Either of them.
+fn seen<T: Send + 'static>(
+    stream: impl Stream<Item = Result<T, Status>> + Send + 'static,
+    view: Option<impl Redact<T>>,
+    place: Place<Client>,
+) -> Response<Responses<T>> {
+    match view {
+        None => hand_on(stream, place),
+        Some(view) => redacted(stream, view, place),
+    }
+}
+
 #[tonic::async_trait]
 impl<S: OrbitService> OrbitService for Guard<S> {
     type QueryFlowsStream = Responses<QueryFlowsResponse>;
@@ -395,19 +425,13 @@ impl<S: OrbitService> OrbitService for Guard<S> {
     ) -> Result<Response<Self::QueryFlowsStream>, Status> {
         let Admitted { who, place } = self.admit(&request, Kind::Query).await?;
         let mut query = request.into_inner();
-        let view = match who {
-            Who::Everything => None,
-            Who::Person(person, token) => Some(
+        let view = self
+            .view_of(who, |person, token| {
                 self.narrowed_flows(&mut query, person, token)
-                    .await
-                    .map_err(|refusal| self.refuse(&refusal))?,
-            ),
-        };
+            })
+            .await?;
         let answer = self.inner.query_flows(Request::new(query)).await?.into_inner();
-        Ok(match view {
-            None => hand_on(answer, place),
-            Some(view) => redacted(answer, view, place),
-        })
+        Ok(seen(answer, view, place))
     }
 
     async fn query_edges(
@@ -416,19 +440,13 @@ impl<S: OrbitService> OrbitService for Guard<S> {
     ) -> Result<Response<Self::QueryEdgesStream>, Status> {
         let Admitted { who, place } = self.admit(&request, Kind::Query).await?;
         let mut query = request.into_inner();
-        let view = match who {
-            Who::Everything => None,
-            Who::Person(person, token) => Some(
+        let view = self
+            .view_of(who, |person, token| {
                 self.narrowed_flows(&mut query, person, token)
-                    .await
-                    .map_err(|refusal| self.refuse(&refusal))?,
-            ),
-        };
+            })
+            .await?;
         let answer = self.inner.query_edges(Request::new(query)).await?.into_inner();
-        Ok(match view {
-            None => hand_on(answer, place),
-            Some(view) => redacted(answer, view, place),
-        })
+        Ok(seen(answer, view, place))
     }
 
     async fn query_syscalls(
@@ -437,19 +455,13 @@ impl<S: OrbitService> OrbitService for Guard<S> {
     ) -> Result<Response<Self::QuerySyscallsStream>, Status> {
         let Admitted { who, place } = self.admit(&request, Kind::Query).await?;
         let mut query = request.into_inner();
-        let view = match who {
-            Who::Everything => None,
-            Who::Person(person, token) => Some(
+        let view = self
+            .view_of(who, |person, token| {
                 self.narrowed_syscalls(&mut query, person, token)
-                    .await
-                    .map_err(|refusal| self.refuse(&refusal))?,
-            ),
-        };
+            })
+            .await?;
         let answer = self.inner.query_syscalls(Request::new(query)).await?.into_inner();
-        Ok(match view {
-            None => hand_on(answer, place),
-            Some(view) => redacted(answer, view, place),
-        })
+        Ok(seen(answer, view, place))
     }
 
     async fn stream_events(
@@ -458,19 +470,13 @@ impl<S: OrbitService> OrbitService for Guard<S> {
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
         let Admitted { who, place } = self.admit(&request, Kind::Stream).await?;
         let mut events = request.into_inner();
-        let view = match who {
-            Who::Everything => None,
-            Who::Person(person, token) => Some(
+        let view = self
+            .view_of(who, |person, token| {
                 self.narrowed_events(&mut events, person, token)
-                    .await
-                    .map_err(|refusal| self.refuse(&refusal))?,
-            ),
-        };
+            })
+            .await?;
         let answer = self.inner.stream_events(Request::new(events)).await?.into_inner();
-        Ok(match view {
-            None => hand_on(answer, place),
-            Some(view) => redacted(answer, view, place),
-        })
+        Ok(seen(answer, view, place))
     }
 
     async fn list_nodes(
@@ -480,10 +486,8 @@ impl<S: OrbitService> OrbitService for Guard<S> {
         let Admitted { who, place } = self.admit(&request, Kind::Query).await?;
         let asked = Request::new(request.into_inner());
         let answer = self.inner.list_nodes(asked).await?.into_inner();
-        Ok(match who {
-            Who::Everything => hand_on(answer, place),
-            Who::Person(..) => redacted(answer, Everybody, place),
-        })
+        let view = matches!(who, Who::Person(..)).then_some(Everybody);
+        Ok(seen(answer, view, place))
     }
 
     async fn query_status(
@@ -493,10 +497,8 @@ impl<S: OrbitService> OrbitService for Guard<S> {
         let Admitted { who, place } = self.admit(&request, Kind::Query).await?;
         let asked = Request::new(request.into_inner());
         let answer = self.inner.query_status(asked).await?.into_inner();
-        Ok(match who {
-            Who::Everything => hand_on(answer, place),
-            Who::Person(..) => redacted(answer, Everybody, place),
-        })
+        let view = matches!(who, Who::Person(..)).then_some(Everybody);
+        Ok(seen(answer, view, place))
     }
 
     async fn query_pods(
@@ -505,19 +507,11 @@ impl<S: OrbitService> OrbitService for Guard<S> {
     ) -> Result<Response<Self::QueryPodsStream>, Status> {
         let Admitted { who, place } = self.admit(&request, Kind::Query).await?;
         let mut pods = request.into_inner();
-        let view = match who {
-            Who::Everything => None,
-            Who::Person(person, token) => Some(
-                self.narrowed_pods(&mut pods, person, token)
-                    .await
-                    .map_err(|refusal| self.refuse(&refusal))?,
-            ),
-        };
+        let view = self
+            .view_of(who, |person, token| self.narrowed_pods(&mut pods, person, token))
+            .await?;
         let answer = self.inner.query_pods(Request::new(pods)).await?.into_inner();
-        Ok(match view {
-            None => hand_on(answer, place),
-            Some(view) => redacted(answer, view, place),
-        })
+        Ok(seen(answer, view, place))
     }
 
     async fn list_pods(
@@ -526,14 +520,9 @@ impl<S: OrbitService> OrbitService for Guard<S> {
     ) -> Result<Response<ListPodsResponse>, Status> {
         let Admitted { who, place: _place } = self.admit(&request, Kind::Query).await?;
         let mut pods = request.into_inner();
-        let view = match who {
-            Who::Everything => None,
-            Who::Person(person, token) => Some(
-                self.narrowed_pods(&mut pods, person, token)
-                    .await
-                    .map_err(|refusal| self.refuse(&refusal))?,
-            ),
-        };
+        let view = self
+            .view_of(who, |person, token| self.narrowed_pods(&mut pods, person, token))
+            .await?;
         let answer = self.inner.list_pods(Request::new(pods)).await?;
         Ok(match view {
             None => answer,
