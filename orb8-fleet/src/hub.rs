@@ -320,39 +320,31 @@ impl Sender<StreamEventsResponse> {
 
 #[tonic::async_trait]
 impl OrbitService for Hub {
-    type QueryFlowsStream = Responses<QueryFlowsResponse>;
-    type QuerySyscallsStream = Responses<QuerySyscallsResponse>;
-    type StreamEventsStream = Responses<StreamEventsResponse>;
-    type QueryEdgesStream = Responses<QueryEdgesResponse>;
-    type ListNodesStream = Responses<NodeInfo>;
-    type QueryStatusStream = Responses<NodeStatus>;
-    type QueryPodsStream = Responses<NodePods>;
-
     async fn query_flows(
         &self,
         request: Request<FlowQuery>,
-    ) -> Result<Response<Self::QueryFlowsStream>, Status> {
+    ) -> Result<Response<Responses<QueryFlowsResponse>>, Status> {
         self.flows(request.into_inner()).await.map(Response::new)
     }
 
     async fn query_edges(
         &self,
         request: Request<FlowQuery>,
-    ) -> Result<Response<Self::QueryEdgesStream>, Status> {
+    ) -> Result<Response<Responses<QueryEdgesResponse>>, Status> {
         self.edges(request.into_inner()).await.map(Response::new)
     }
 
     async fn query_syscalls(
         &self,
         request: Request<SyscallQuery>,
-    ) -> Result<Response<Self::QuerySyscallsStream>, Status> {
+    ) -> Result<Response<Responses<QuerySyscallsResponse>>, Status> {
         self.syscalls(request.into_inner()).await.map(Response::new)
     }
 
     async fn stream_events(
         &self,
         request: Request<StreamEventsRequest>,
-    ) -> Result<Response<Self::StreamEventsStream>, Status> {
+    ) -> Result<Response<Responses<StreamEventsResponse>>, Status> {
         self.events(request.into_inner()).await.map(Response::new)
     }
 
@@ -366,14 +358,14 @@ impl OrbitService for Hub {
     async fn query_status(
         &self,
         request: Request<QueryStatusRequest>,
-    ) -> Result<Response<Self::QueryStatusStream>, Status> {
+    ) -> Result<Response<Responses<NodeStatus>>, Status> {
         self.query_status(&request.into_inner().nodes).map(Response::new)
     }
 
     async fn list_nodes(
         &self,
         request: Request<ListNodesRequest>,
-    ) -> Result<Response<Self::ListNodesStream>, Status> {
+    ) -> Result<Response<Responses<NodeInfo>>, Status> {
         self.nodes(&request.into_inner().nodes).map(Response::new)
     }
 
@@ -389,7 +381,7 @@ impl OrbitService for Hub {
     async fn query_pods(
         &self,
         request: Request<ListPodsRequest>,
-    ) -> Result<Response<Self::QueryPodsStream>, Status> {
+    ) -> Result<Response<Responses<NodePods>>, Status> {
         self.query_pods(request.into_inner()).await.map(Response::new)
     }
 

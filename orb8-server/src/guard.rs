@@ -411,18 +411,10 @@ fn seen<T: Send + 'static>(
 
 #[tonic::async_trait]
 impl<S: OrbitService> OrbitService for Guard<S> {
-    type QueryFlowsStream = Responses<QueryFlowsResponse>;
-    type QuerySyscallsStream = Responses<QuerySyscallsResponse>;
-    type StreamEventsStream = Responses<StreamEventsResponse>;
-    type QueryEdgesStream = Responses<QueryEdgesResponse>;
-    type ListNodesStream = Responses<NodeInfo>;
-    type QueryStatusStream = Responses<NodeStatus>;
-    type QueryPodsStream = Responses<NodePods>;
-
     async fn query_flows(
         &self,
         request: Request<FlowQuery>,
-    ) -> Result<Response<Self::QueryFlowsStream>, Status> {
+    ) -> Result<Response<Responses<QueryFlowsResponse>>, Status> {
         let Admitted { who, place } = self.admit(&request, Kind::Query).await?;
         let mut query = request.into_inner();
         let view = self
@@ -437,7 +429,7 @@ impl<S: OrbitService> OrbitService for Guard<S> {
     async fn query_edges(
         &self,
         request: Request<FlowQuery>,
-    ) -> Result<Response<Self::QueryEdgesStream>, Status> {
+    ) -> Result<Response<Responses<QueryEdgesResponse>>, Status> {
         let Admitted { who, place } = self.admit(&request, Kind::Query).await?;
         let mut query = request.into_inner();
         let view = self
@@ -452,7 +444,7 @@ impl<S: OrbitService> OrbitService for Guard<S> {
     async fn query_syscalls(
         &self,
         request: Request<SyscallQuery>,
-    ) -> Result<Response<Self::QuerySyscallsStream>, Status> {
+    ) -> Result<Response<Responses<QuerySyscallsResponse>>, Status> {
         let Admitted { who, place } = self.admit(&request, Kind::Query).await?;
         let mut query = request.into_inner();
         let view = self
@@ -467,7 +459,7 @@ impl<S: OrbitService> OrbitService for Guard<S> {
     async fn stream_events(
         &self,
         request: Request<StreamEventsRequest>,
-    ) -> Result<Response<Self::StreamEventsStream>, Status> {
+    ) -> Result<Response<Responses<StreamEventsResponse>>, Status> {
         let Admitted { who, place } = self.admit(&request, Kind::Stream).await?;
         let mut events = request.into_inner();
         let view = self
@@ -482,7 +474,7 @@ impl<S: OrbitService> OrbitService for Guard<S> {
     async fn list_nodes(
         &self,
         request: Request<ListNodesRequest>,
-    ) -> Result<Response<Self::ListNodesStream>, Status> {
+    ) -> Result<Response<Responses<NodeInfo>>, Status> {
         let Admitted { who, place } = self.admit(&request, Kind::Query).await?;
         let asked = Request::new(request.into_inner());
         let answer = self.inner.list_nodes(asked).await?.into_inner();
@@ -493,7 +485,7 @@ impl<S: OrbitService> OrbitService for Guard<S> {
     async fn query_status(
         &self,
         request: Request<QueryStatusRequest>,
-    ) -> Result<Response<Self::QueryStatusStream>, Status> {
+    ) -> Result<Response<Responses<NodeStatus>>, Status> {
         let Admitted { who, place } = self.admit(&request, Kind::Query).await?;
         let asked = Request::new(request.into_inner());
         let answer = self.inner.query_status(asked).await?.into_inner();
@@ -504,7 +496,7 @@ impl<S: OrbitService> OrbitService for Guard<S> {
     async fn query_pods(
         &self,
         request: Request<ListPodsRequest>,
-    ) -> Result<Response<Self::QueryPodsStream>, Status> {
+    ) -> Result<Response<Responses<NodePods>>, Status> {
         let Admitted { who, place } = self.admit(&request, Kind::Query).await?;
         let mut pods = request.into_inner();
         let view = self

@@ -132,18 +132,10 @@ type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl OrbitService for Orbit {
-    type QueryFlowsStream = Responses<QueryFlowsResponse>;
-    type QuerySyscallsStream = Responses<v1::QuerySyscallsResponse>;
-    type StreamEventsStream = Responses<StreamEventsResponse>;
-    type QueryEdgesStream = Responses<v1::QueryEdgesResponse>;
-    type ListNodesStream = Responses<v1::NodeInfo>;
-    type QueryStatusStream = Responses<v1::NodeStatus>;
-    type QueryPodsStream = Responses<v1::NodePods>;
-
     async fn query_flows(
         &self,
         request: Request<FlowQuery>,
-    ) -> Result<Response<Self::QueryFlowsStream>, Status> {
+    ) -> Result<Response<Responses<QueryFlowsResponse>>, Status> {
         let query = request.into_inner();
         let permit = self.query_permit()?;
         let batch = match query.batch as usize {
@@ -181,7 +173,7 @@ impl OrbitService for Orbit {
     async fn query_syscalls(
         &self,
         request: Request<v1::SyscallQuery>,
-    ) -> Result<Response<Self::QuerySyscallsStream>, Status> {
+    ) -> Result<Response<Responses<v1::QuerySyscallsResponse>>, Status> {
         let mut query = request.into_inner();
         query.since = self.since(&query.cursors, query.since);
         let filter = query.filter.get_or_insert_default();
@@ -314,7 +306,7 @@ impl OrbitService for Orbit {
     async fn query_edges(
         &self,
         request: Request<FlowQuery>,
-    ) -> Result<Response<Self::QueryEdgesStream>, Status> {
+    ) -> Result<Response<Responses<v1::QueryEdgesResponse>>, Status> {
         use v1::query_edges_response::Part;
         let query = request.into_inner();
         let permit = self.query_permit()?;
@@ -374,7 +366,7 @@ impl OrbitService for Orbit {
     async fn list_nodes(
         &self,
         request: Request<v1::ListNodesRequest>,
-    ) -> Result<Response<Self::ListNodesStream>, Status> {
+    ) -> Result<Response<Responses<v1::NodeInfo>>, Status> {
         // Nothing is taken out of the kernel for this: it is asked every few seconds.
         let own = self.is_asked(&request.into_inner().nodes).then(|| {
             let history_from = lock(&self.core.store).history.covered().map(|(from, _)| from);
@@ -395,7 +387,7 @@ impl OrbitService for Orbit {
     async fn query_status(
         &self,
         request: Request<v1::QueryStatusRequest>,
-    ) -> Result<Response<Self::QueryStatusStream>, Status> {
+    ) -> Result<Response<Responses<v1::NodeStatus>>, Status> {
         let own = match self.is_asked(&request.into_inner().nodes) {
             true => {
                 self.core.refresh().await;
@@ -412,7 +404,7 @@ impl OrbitService for Orbit {
     async fn query_pods(
         &self,
         request: Request<v1::ListPodsRequest>,
-    ) -> Result<Response<Self::QueryPodsStream>, Status> {
+    ) -> Result<Response<Responses<v1::NodePods>>, Status> {
         let pods = self.list_pods(request).await?.into_inner();
         let own = v1::NodePods {
             answer: Some(self.own_answer()),
@@ -424,7 +416,7 @@ impl OrbitService for Orbit {
     async fn stream_events(
         &self,
         request: Request<StreamEventsRequest>,
-    ) -> Result<Response<Self::StreamEventsStream>, Status> {
+    ) -> Result<Response<Responses<StreamEventsResponse>>, Status> {
         let StreamEventsRequest {
             mut network,
             mut syscall,

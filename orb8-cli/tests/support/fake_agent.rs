@@ -631,17 +631,10 @@ fn answered(story: Story) -> orb8_proto::v1::NodeAnswer {
 impl OrbitService for FakeAgent {
     type QueryEdgesStream =
         Pin<Box<dyn Stream<Item = Result<orb8_proto::v1::QueryEdgesResponse, Status>> + Send>>;
-    type ListNodesStream = Pin<Box<dyn Stream<Item = Result<orb8_proto::v1::NodeInfo, Status>> + Send>>;
-    type QueryStatusStream = Pin<Box<dyn Stream<Item = Result<orb8_proto::v1::NodeStatus, Status>> + Send>>;
-    type QueryPodsStream = Pin<Box<dyn Stream<Item = Result<orb8_proto::v1::NodePods, Status>> + Send>>;
-    type QueryFlowsStream = Answers<QueryFlowsResponse>;
-    type StreamEventsStream = Answers<StreamEventsResponse>;
-    type QuerySyscallsStream = Answers<QuerySyscallsResponse>;
-
     async fn query_syscalls(
         &self,
         request: Request<SyscallQuery>,
-    ) -> Result<Response<Self::QuerySyscallsStream>, Status> {
+    ) -> Result<Response<Answers<QuerySyscallsResponse>>, Status> {
         let mut query = request.into_inner();
         // As the protocol says: instead of `since`.
         if let Some(cursor) = query.cursors.pop() {
@@ -716,7 +709,7 @@ impl OrbitService for FakeAgent {
     async fn query_flows(
         &self,
         request: Request<FlowQuery>,
-    ) -> Result<Response<Self::QueryFlowsStream>, Status> {
+    ) -> Result<Response<Answers<QueryFlowsResponse>>, Status> {
         let mut query = request.into_inner();
         // As the protocol says: instead of `since`.
         if let Some(cursor) = query.cursors.pop() {
@@ -891,7 +884,8 @@ impl OrbitService for FakeAgent {
     async fn list_nodes(
         &self,
         _request: Request<orb8_proto::v1::ListNodesRequest>,
-    ) -> Result<Response<Self::ListNodesStream>, Status> {
+    ) -> Result<Response<Pin<Box<dyn Stream<Item = Result<orb8_proto::v1::NodeInfo, Status>> + Send>>>, Status>
+    {
         let info = orb8_proto::v1::NodeInfo {
             name: node(self.story).into(),
             state: orb8_proto::v1::NodeState::Answered.into(),
@@ -908,7 +902,10 @@ impl OrbitService for FakeAgent {
     async fn query_status(
         &self,
         _request: Request<orb8_proto::v1::QueryStatusRequest>,
-    ) -> Result<Response<Self::QueryStatusStream>, Status> {
+    ) -> Result<
+        Response<Pin<Box<dyn Stream<Item = Result<orb8_proto::v1::NodeStatus, Status>> + Send>>>,
+        Status,
+    > {
         let status = self
             .get_agent_status(Request::new(GetAgentStatusRequest {}))
             .await?;
@@ -922,7 +919,8 @@ impl OrbitService for FakeAgent {
     async fn query_pods(
         &self,
         request: Request<ListPodsRequest>,
-    ) -> Result<Response<Self::QueryPodsStream>, Status> {
+    ) -> Result<Response<Pin<Box<dyn Stream<Item = Result<orb8_proto::v1::NodePods, Status>> + Send>>>, Status>
+    {
         let pods = self.list_pods(request).await?;
         let part = orb8_proto::v1::NodePods {
             answer: Some(answered(self.story)),
@@ -934,7 +932,7 @@ impl OrbitService for FakeAgent {
     async fn stream_events(
         &self,
         request: Request<StreamEventsRequest>,
-    ) -> Result<Response<Self::StreamEventsStream>, Status> {
+    ) -> Result<Response<Answers<StreamEventsResponse>>, Status> {
         let request = request.into_inner();
         self.asked.events.lock().unwrap().push(request.clone());
         if request.syscall.is_some() {

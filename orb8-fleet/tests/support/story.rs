@@ -145,14 +145,6 @@ impl Drop for Streaming {
 
 #[tonic::async_trait]
 impl OrbitService for Told {
-    type QueryFlowsStream = Answer<QueryFlowsResponse>;
-    type QuerySyscallsStream = Answer<QuerySyscallsResponse>;
-    type StreamEventsStream = Answer<StreamEventsResponse>;
-    type QueryEdgesStream = Answer<QueryEdgesResponse>;
-    type ListNodesStream = Answer<NodeInfo>;
-    type QueryStatusStream = Answer<NodeStatus>;
-    type QueryPodsStream = Answer<NodePods>;
-
     async fn query_flows(
         &self,
         request: Request<FlowQuery>,
@@ -295,26 +287,5 @@ impl OrbitService for Told {
             ..NodeInfo::default()
         };
         Ok(Response::new(stream::iter([Ok(info)]).boxed()))
-    }
-
-    async fn query_edges(
-        &self,
-        _request: Request<FlowQuery>,
-    ) -> Result<Response<Answer<QueryEdgesResponse>>, Status> {
-        Err(Status::unimplemented("a hub joins by itself"))
-    }
-
-    async fn query_status(
-        &self,
-        _request: Request<QueryStatusRequest>,
-    ) -> Result<Response<Answer<NodeStatus>>, Status> {
-        Err(Status::unimplemented("a hub asks for the state itself"))
-    }
-
-    async fn query_pods(
-        &self,
-        _request: Request<ListPodsRequest>,
-    ) -> Result<Response<Answer<NodePods>>, Status> {
-        Err(Status::unimplemented("a hub asks for the pods itself"))
     }
 }

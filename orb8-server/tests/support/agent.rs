@@ -237,18 +237,10 @@ fn call(namespace: &str, pod: &str) -> SyscallRow {
 
 #[tonic::async_trait]
 impl OrbitService for FakeAgent {
-    type QueryFlowsStream = Answer<QueryFlowsResponse>;
-    type QuerySyscallsStream = Answer<QuerySyscallsResponse>;
-    type StreamEventsStream = Answer<StreamEventsResponse>;
-    type QueryEdgesStream = Answer<QueryEdgesResponse>;
-    type ListNodesStream = Answer<NodeInfo>;
-    type QueryStatusStream = Answer<NodeStatus>;
-    type QueryPodsStream = Answer<NodePods>;
-
     async fn query_flows(
         &self,
         request: Request<FlowQuery>,
-    ) -> Result<Response<Self::QueryFlowsStream>, Status> {
+    ) -> Result<Response<Answer<QueryFlowsResponse>>, Status> {
         use query_flows_response::Part;
         assert!(
             request.metadata().get("authorization").is_none(),
@@ -292,7 +284,7 @@ impl OrbitService for FakeAgent {
     async fn query_syscalls(
         &self,
         request: Request<SyscallQuery>,
-    ) -> Result<Response<Self::QuerySyscallsStream>, Status> {
+    ) -> Result<Response<Answer<QuerySyscallsResponse>>, Status> {
         use query_syscalls_response::Part;
         let filter = request.into_inner().filter.unwrap_or_default();
         let mut rows = vec![call("shop", "cart"), call("hush-ns", "hush-db"), call("", "")];
@@ -316,7 +308,7 @@ impl OrbitService for FakeAgent {
     async fn stream_events(
         &self,
         _: Request<StreamEventsRequest>,
-    ) -> Result<Response<Self::StreamEventsStream>, Status> {
+    ) -> Result<Response<Answer<StreamEventsResponse>>, Status> {
         let flows = all_flows(self.name).into_iter().map(|flow| {
             Event::Network(NetworkEvent {
                 flow: Some(flow),
@@ -362,10 +354,7 @@ impl OrbitService for FakeAgent {
         }))
     }
 
-    async fn list_nodes(
-        &self,
-        _: Request<ListNodesRequest>,
-    ) -> Result<Response<Self::ListNodesStream>, Status> {
+    async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<Answer<NodeInfo>>, Status> {
         stream(vec![NodeInfo {
             name: self.name.into(),
             state: NodeState::Answered.into(),
@@ -400,23 +389,5 @@ impl OrbitService for FakeAgent {
         _: Request<SetSyscallModeRequest>,
     ) -> Result<Response<SetSyscallModeResponse>, Status> {
         Ok(Response::new(SetSyscallModeResponse::default()))
-    }
-
-    async fn query_edges(&self, _: Request<FlowQuery>) -> Result<Response<Self::QueryEdgesStream>, Status> {
-        Err(Status::unimplemented("a server joins edges"))
-    }
-
-    async fn query_status(
-        &self,
-        _: Request<QueryStatusRequest>,
-    ) -> Result<Response<Self::QueryStatusStream>, Status> {
-        Err(Status::unimplemented("a server knows more than one"))
-    }
-
-    async fn query_pods(
-        &self,
-        _: Request<ListPodsRequest>,
-    ) -> Result<Response<Self::QueryPodsStream>, Status> {
-        Err(Status::unimplemented("a server knows more than one"))
     }
 }

@@ -287,14 +287,6 @@ type Answer<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl OrbitService for Agent {
-    type QueryFlowsStream = Answer<QueryFlowsResponse>;
-    type QuerySyscallsStream = Answer<QuerySyscallsResponse>;
-    type StreamEventsStream = Answer<StreamEventsResponse>;
-    type QueryEdgesStream = Answer<QueryEdgesResponse>;
-    type ListNodesStream = Answer<NodeInfo>;
-    type QueryStatusStream = Answer<NodeStatus>;
-    type QueryPodsStream = Answer<NodePods>;
-
     async fn query_flows(
         &self,
         request: Request<FlowQuery>,
@@ -443,33 +435,5 @@ impl OrbitService for Agent {
             ..NodeInfo::default()
         };
         Ok(Response::new(stream::iter([Ok(info)]).boxed()))
-    }
-
-    async fn set_syscall_mode(
-        &self,
-        _request: Request<SetSyscallModeRequest>,
-    ) -> Result<Response<SetSyscallModeResponse>, Status> {
-        Err(Status::unimplemented("not measured"))
-    }
-
-    async fn query_edges(
-        &self,
-        _request: Request<FlowQuery>,
-    ) -> Result<Response<Answer<QueryEdgesResponse>>, Status> {
-        Err(Status::unimplemented("a server joins by itself"))
-    }
-
-    async fn query_status(
-        &self,
-        _request: Request<QueryStatusRequest>,
-    ) -> Result<Response<Answer<NodeStatus>>, Status> {
-        Err(Status::unimplemented("a server asks for the state itself"))
-    }
-
-    async fn query_pods(
-        &self,
-        _request: Request<ListPodsRequest>,
-    ) -> Result<Response<Answer<NodePods>>, Status> {
-        Err(Status::unimplemented("a server asks for the pods itself"))
     }
 }
