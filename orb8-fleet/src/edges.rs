@@ -25,10 +25,11 @@ impl Hub {
         let mut merged = Merged::open(self, &all).await?;
         let max = self.limits.max_rows;
         Ok(self.deliver(permit, async move |sender| {
-            let mut flows = Vec::new();
-            while let Some(more) = merged.next().await {
-                flows.extend(more);
-                if flows.len() > max {
+            let (mut flows, mut count) = (Vec::new(), 0);
+            while let Some(more) = merged.next_of_any().await {
+                count += more.len();
+                flows.push(more);
+                if count > max {
                     return sender
                         .fail(Status::resource_exhausted(format!(
                             "more than {max} flows are too many to join: ask for less, by a namespace, a pod or a \
@@ -39,17 +40,15 @@ impl Hub {
             }
             let flows_summary = merged.end();
             let settled = earliest(flows_summary.nodes.iter().map(|node| node.to));
-            let mut joined = tokio::task::spawn_blocking(move || {
-                let mut joined = edges::join(flows);
-                edges::sort(&mut joined, sort);
-                joined
+            let (joined, found) = tokio::task::spawn_blocking(move || {
+                let answer = edges::join(flows.iter().flatten(), sort, limit);
+                // Many strings: the client need not wait for that.
+                tokio::task::spawn_blocking(move || drop(flows));
+                answer
             })
             .await
             .unwrap_or_default();
-            let found = joined.len() as u64;
-            if limit > 0 {
-                joined.truncate(limit);
-            }
+            let found = found as u64;
             let mut rest = joined.into_iter();
             loop {
                 let edges: Vec<_> = rest.by_ref().take(BATCH).collect();

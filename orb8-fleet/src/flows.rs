@@ -2,6 +2,9 @@
 //!
 //! Each member sends its flows sorted, and no more than the limit; the heads of these streams are merged. A flow is a
 //! report of one node, so that the first of all are among the first of each: the answer is exact.
+//!
+//! Of the first 50 of a thousand members, each has hardly one. They are asked for a few first; only those whose last one of
+//! these is still among the first of all have more to say, and are asked again, for as many as the limit.
 
 use std::{
     cmp::Reverse,
@@ -29,6 +32,8 @@ const BATCH: usize = 512;
 /// Flows that are held of all members together while they are merged, some hundred bytes each: the more members, the
 /// smaller the batches that each is asked for.
 const HELD: usize = 65_536;
+/// Flows that each is asked for first, at least.
+const FEW: usize = 4;
 
 /// An answer of many members as it arrives.
 #[derive(Debug)]
@@ -42,6 +47,8 @@ pub(crate) struct Merged {
     others: Vec<NodeAnswer>,
     /// Names of the members.
     order: Vec<String>,
+    /// Sources that [`Merged::next_of_any`] is done with.
+    taken: usize,
 }
 
 /// One member's part.
@@ -95,18 +102,29 @@ impl Source {
         source
     }
 
+    /// Asks for more. If that fails, what it said before is kept, and it is told as having broken off.
+    async fn open_again(&mut self, query: FlowQuery) {
+        let more = Self::open(self.asked.clone(), query, self.many).await;
+        match more.error {
+            Some(status) => self.error = Some(status),
+            None => *self = more,
+        }
+    }
+
     fn take(&mut self, response: QueryFlowsResponse) {
         match response.part {
             Some(Part::Batch(batch)) => {
                 self.given += batch.flows.len() as u64;
-                self.head = batch.flows.into();
-                if self.many {
-                    self.head.iter_mut().for_each(name_hosts);
-                }
-                if self.correction != 0 {
-                    let ns = self.correction;
-                    self.head.iter_mut().for_each(|flow| shift_flow(flow, ns));
-                }
+                let ns = self.correction;
+                self.head.extend(batch.flows.into_iter().map(|mut flow| {
+                    if self.many {
+                        name_hosts(&mut flow);
+                    }
+                    if ns != 0 {
+                        shift_flow(&mut flow, ns);
+                    }
+                    flow
+                }));
             }
             Some(Part::Summary(summary)) => self.summary = Some(summary),
             None => {}
@@ -115,18 +133,43 @@ impl Source {
 
     /// Takes the next batch if there is none left: then, an empty head means the end.
     async fn fill(&mut self) {
-        while self.head.is_empty()
-            && let Some(stream) = &mut self.stream
-        {
-            match self.asked.within(stream.message()).await {
-                Ok(Some(response)) => self.take(response),
-                Ok(None) => self.stream = None,
-                Err(status) => {
-                    self.stream = None;
-                    self.error = Some(status);
-                }
+        while self.head.is_empty() && self.take_next().await {}
+    }
+
+    /// Takes all that is left; of who sends more than `most`, what it sends is taken as it is wanted.
+    async fn fill_all(&mut self, most: usize) {
+        while self.given <= most as u64 && self.take_next().await {}
+    }
+
+    /// Takes the next message; whether there was one.
+    async fn take_next(&mut self) -> bool {
+        let Some(stream) = &mut self.stream else {
+            return false;
+        };
+        match self.asked.within(stream.message()).await {
+            Ok(Some(response)) => {
+                self.take(response);
+                return true;
             }
+            Ok(None) => {}
+            Err(status) => self.error = Some(status),
         }
+        self.stream = None;
+        false
+    }
+
+    /// Whether it may have flows that it was not asked for, and the next of them may come before `place`.
+    fn may_have_before(&self, sort: FlowSort, end: Option<u128>) -> bool {
+        let all_given = self
+            .summary
+            .as_ref()
+            .is_some_and(|summary| summary.matched_flows <= self.given);
+        self.error.is_none()
+            && !all_given
+            && self
+                .head
+                .back()
+                .is_some_and(|last| end.is_none_or(|end| place(sort, last) < end))
     }
 
     /// What became of it.
@@ -169,7 +212,11 @@ impl Merged {
         let Selection { asked, others, order } = hub.select(&query.nodes, hub.route(query).as_ref())?;
         let many = asked.len() + others.len() > 1;
         let batch = (HELD / asked.len().max(1)).clamp(16, BATCH);
-        let own = |asked: &Asked| {
+        let limit = query.limit as usize;
+        // So many that most need not be asked again, however unevenly the flows are spread.
+        let few = FEW.max(2 * limit / asked.len().max(1));
+        let few = (limit > few && many).then_some(few);
+        let own = |asked: &Asked, limit: usize| {
             let correction = asked.member.clock.correction_ns();
             let to_theirs = |time: Timestamp| earlier_by(time, correction.saturating_neg());
             let cursor = query
@@ -185,17 +232,42 @@ impl Merged {
                 nodes: Vec::new(),
                 cursors: Vec::new(),
                 batch: u32::try_from(batch).unwrap_or(u32::MAX),
+                limit: u32::try_from(limit).unwrap_or(u32::MAX),
                 ..query.clone()
             }
         };
         let mut sources: Vec<Source> = futures::stream::iter(asked)
             .map(|asked| {
-                let query = own(&asked);
-                Source::open(asked, query, many)
+                let query = own(&asked, few.unwrap_or(limit));
+                async move {
+                    let mut source = Source::open(asked, query, many).await;
+                    if let Some(few) = few {
+                        source.fill_all(few).await;
+                    }
+                    source
+                }
             })
             .buffered(hub.limits.concurrency)
             .collect()
             .await;
+        let sort = query.sort();
+        let mut again = few.is_some();
+        let mut whole = vec![false; sources.len()];
+        while std::mem::take(&mut again) {
+            let end = nth_place(&sources, sort, limit);
+            let cut = sources
+                .iter_mut()
+                .zip(&mut whole)
+                .filter(|(source, whole)| !**whole && source.may_have_before(sort, end));
+            // What they say now may move the end of the answer, to an earlier place as a rule; each is asked twice at most.
+            futures::stream::iter(cut)
+                .for_each_concurrent(hub.limits.concurrency, |(source, whole)| {
+                    (*whole, again) = (true, true);
+                    let query = own(&source.asked, limit);
+                    source.open_again(query)
+                })
+                .await;
+        }
         sources.iter().for_each(|source| {
             if let Some(status) = &source.error {
                 hub.counts.failed(status);
@@ -216,7 +288,6 @@ impl Merged {
         if let Some(error) = nobody(&answers, refused) {
             return Err(error);
         }
-        let sort = query.sort();
         let heads = sources
             .iter_mut()
             .enumerate()
@@ -229,6 +300,7 @@ impl Merged {
             others,
             order,
             sources,
+            taken: 0,
         })
     }
 
@@ -266,6 +338,19 @@ impl Merged {
                 }
             })
             .await;
+        None
+    }
+
+    /// As [`Merged::next`], in no order.
+    pub(crate) async fn next_of_any(&mut self) -> Option<Vec<Flow>> {
+        while let Some(source) = self.sources.get_mut(self.taken) {
+            source.fill().await;
+            let flows = Vec::from(std::mem::take(&mut source.head));
+            if !flows.is_empty() {
+                return Some(flows);
+            }
+            self.taken += 1;
+        }
         None
     }
 
@@ -326,6 +411,14 @@ impl Hub {
             sender.send(QueryFlowsResponse { part: Some(summary) }).await
         }))
     }
+}
+
+/// Where the last of the first `n` flows stands; none if there are fewer.
+fn nth_place(sources: &[Source], sort: FlowSort, n: usize) -> Option<u128> {
+    let flows = sources.iter().flat_map(|source| &source.head);
+    let mut places: Vec<u128> = flows.map(|flow| place(sort, flow)).collect();
+    let nth = n.checked_sub(1).filter(|nth| *nth < places.len())?;
+    Some(*places.select_nth_unstable(nth).1)
 }
 
 /// Where a flow stands in the order in which the agents sort: what comes first is less.

@@ -7,9 +7,11 @@
 use std::{
     cmp::{Ordering, Reverse},
     collections::BTreeMap,
+    hash::{BuildHasher as _, RandomState},
 };
 
 use futures::StreamExt as _;
+use hashbrown::hash_table::{Entry, HashTable};
 use orb8_proto::v1::{
     Endpoint, LatencyBucket, NodeAnswer, QuerySyscallsResponse, SyscallBatch, SyscallGroup, SyscallKind,
     SyscallMode, SyscallQuery, SyscallRow, SyscallSort, SyscallSummary, SyscallWait,
@@ -179,7 +181,8 @@ impl Hub {
                 let query = own(&asked);
                 take(asked, query, max)
             })
-            .buffered(self.limits.concurrency);
+            // Summed as they come, not in the order of the members: most are done with while the slowest are waited for.
+            .buffer_unordered(self.limits.concurrency);
         let mut rows = Rows::new(sums, max);
         let mut all = SyscallSummary {
             nodes: others,
@@ -256,16 +259,18 @@ enum Rows {
         max: usize,
     },
     Summed {
-        sums: BTreeMap<Key, SyscallRow>,
+        sums: HashTable<SyscallRow>,
+        hasher: RandomState,
         max: usize,
     },
 }
 
 impl Rows {
-    const fn new(summed: bool, max: usize) -> Self {
+    fn new(summed: bool, max: usize) -> Self {
         if summed {
             Self::Summed {
-                sums: BTreeMap::new(),
+                sums: HashTable::new(),
+                hasher: RandomState::new(),
                 max,
             }
         } else {
@@ -283,14 +288,15 @@ impl Rows {
                 rows.extend(more);
                 rows.len() <= *max
             }
-            Self::Summed { sums, max } => {
+            Self::Summed { sums, hasher, max } => {
                 for mut row in more {
                     row.node.clear();
-                    match sums.entry(Key::of(&row)) {
-                        std::collections::btree_map::Entry::Vacant(entry) => {
+                    let hash = hasher.hash_one(key(&row));
+                    match sums.entry(hash, |sum| key(sum) == key(&row), |sum| hasher.hash_one(key(sum))) {
+                        Entry::Vacant(entry) => {
                             entry.insert(row);
                         }
-                        std::collections::btree_map::Entry::Occupied(mut entry) => add(entry.get_mut(), row),
+                        Entry::Occupied(mut entry) => add(entry.get_mut(), row),
                     }
                 }
                 sums.len() <= *max
@@ -302,7 +308,7 @@ impl Rows {
     fn sorted(self, sort: SyscallSort, limit: usize) -> (Vec<SyscallRow>, u64) {
         let mut rows: Vec<SyscallRow> = match self {
             Self::Apart { rows, .. } => rows,
-            Self::Summed { sums, .. } => sums.into_values().collect(),
+            Self::Summed { sums, .. } => sums.into_iter().collect(),
         };
         let all = rows.len() as u64;
         rows.sort_by(|a, b| order(sort, a, b));
@@ -314,13 +320,8 @@ impl Rows {
 }
 
 /// What tells rows apart that may be sums over nodes.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key([String; 10], i32, i64);
-
-impl Key {
-    fn of(row: &SyscallRow) -> Self {
-        Self(names(row).map(str::to_owned), row.abi, row.number)
-    }
+fn key(row: &SyscallRow) -> ([&str; 10], i32, i64) {
+    (names(row), row.abi, row.number)
 }
 
 /// Adds `other` to the row of the same key.
@@ -336,17 +337,7 @@ fn add(row: &mut SyscallRow, other: SyscallRow) {
         (Some(a), Some(b)) => Some(a.saturating_add(b)),
         (a, b) => a.or(b),
     };
-    let mut buckets: BTreeMap<(bool, u64), u64> = BTreeMap::new();
-    for LatencyBucket { below_ns, count } in row.buckets.drain(..).chain(other.buckets) {
-        let sum = buckets.entry((below_ns == 0, below_ns)).or_default();
-        *sum = sum.saturating_add(count);
-    }
-    row.buckets = buckets
-        .into_iter()
-        .map(|((_, below_ns), count)| LatencyBucket { below_ns, count })
-        .collect();
-    row.p50_ns = percentile(&row.buckets, 50);
-    row.p99_ns = percentile(&row.buckets, 99);
+    add_buckets(row, other.buckets);
     row.first = earliest([row.first, other.first]);
     row.last = latest([row.last, other.last]);
     for wait in other.waits {
@@ -364,6 +355,24 @@ fn add(row: &mut SyscallRow, other: SyscallRow) {
     {
         own.attribution = Endpoint::default().attribution;
     }
+}
+
+/// Adds a histogram, and finds the percentiles of both together.
+fn add_buckets(row: &mut SyscallRow, others: Vec<LatencyBucket>) {
+    if row.buckets.is_empty() && others.is_empty() {
+        return;
+    }
+    let mut buckets: BTreeMap<(bool, u64), u64> = BTreeMap::new();
+    for LatencyBucket { below_ns, count } in row.buckets.drain(..).chain(others) {
+        let sum = buckets.entry((below_ns == 0, below_ns)).or_default();
+        *sum = sum.saturating_add(count);
+    }
+    row.buckets = buckets
+        .into_iter()
+        .map(|((_, below_ns), count)| LatencyBucket { below_ns, count })
+        .collect();
+    row.p50_ns = percentile(&row.buckets, 50);
+    row.p99_ns = percentile(&row.buckets, 99);
 }
 
 /// Upper bound of the bucket that holds the percentile (nearest rank); none if there is no call.

@@ -102,7 +102,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
     #[test]
     fn the_first_of_all_are_the_first_of_a_sort_of_everything(
-        nodes in prop::collection::vec(prop::collection::vec((0..50_u64, 0..50_i64), 0..30), 1..6),
+        nodes in prop::collection::vec(prop::collection::vec((0..50_u64, 0..50_i64), 0..30), 1..12),
         limit in 0..40_u32,
         by_time in any::<bool>(),
     ) {
@@ -209,6 +209,34 @@ proptest! {
             }
         });
     }
+}
+
+#[tokio::test]
+async fn only_who_has_more_of_the_first_is_asked_for_more() {
+    let told = |from: u64| (0..20).map(|n| flow(from + n, 1)).collect();
+    let stories: Vec<_> = (0..8)
+        .map(|n| Story::new(&format!("n{n}"), told(if n == 3 { 1000 } else { 100 })))
+        .collect();
+    let asked = hub(&stories, quick()).await;
+    let query = FlowQuery {
+        limit: 10,
+        ..FlowQuery::default()
+    };
+    let (first, summary) = flows(&asked.client, query).await.unwrap();
+    let bytes: Vec<u64> = first.iter().map(|flow| flow.bytes).collect();
+    assert_eq!(bytes, (1010..1020).rev().collect::<Vec<u64>>());
+    assert_eq!(summary.matched_flows, 160);
+    let limits = |story: &Story| -> Vec<u32> {
+        story
+            .asked
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|query| query.limit)
+            .collect()
+    };
+    assert_eq!(limits(&stories[3]), [4, 10]);
+    assert_eq!(limits(&stories[0]), [4]);
 }
 
 #[tokio::test]

@@ -51,67 +51,93 @@ pub fn reported_by_source(flow: &Flow) -> bool {
     }
 }
 
-/// Joins reports of flows into edges, in the order in which each edge is first met.
+/// Joins reports of flows into edges, sorted as flows are sorted, equal ones in the order in which each is first met; at
+/// most `limit` edges unless that is 0. Also how many there are before the limit.
 ///
 /// Two reports are of the same edge if their protocol, addresses and ports agree (after translation: reports name
 /// the client and the backend behind a Service), and nothing that is known of their ends contradicts it. Equal
 /// addresses are told apart by the pods' UIDs; loopback and link-local addresses mean something on one node only.
-/// A report that would fit two edges is left alone. Costs O(n log n) time and O(n) memory.
+/// A report that would fit two edges is left alone. Costs O(n log n) time and O(n) memory; what is beyond the limit is not
+/// named, which costs half.
 #[must_use]
-pub fn join(flows: impl IntoIterator<Item = Flow>) -> Vec<Edge> {
-    let mut buckets: HashMap<Key, Vec<(usize, Flow)>> = HashMap::new();
-    let mut edges: Vec<(usize, Edge)> = Vec::new();
+pub fn join<'a>(
+    flows: impl IntoIterator<Item = &'a Flow>,
+    sort: FlowSort,
+    limit: usize,
+) -> (Vec<Edge>, usize) {
+    let mut all = joined(flows);
+    let time = |time: Option<Timestamp>| time.map(order);
+    match sort {
+        FlowSort::Bytes => {
+            all.sort_by_cached_key(|joined| Reverse(joined.counts().map(|counts| counts.bytes)))
+        }
+        FlowSort::Packets => {
+            all.sort_by_cached_key(|joined| Reverse(joined.counts().map(|counts| counts.packets)))
+        }
+        FlowSort::Last => all.sort_by_cached_key(|joined| Reverse(time(joined.figures.last))),
+        FlowSort::First => {
+            all.sort_by_cached_key(|joined| (joined.figures.first.is_none(), time(joined.figures.first)));
+        }
+        FlowSort::Rtt => all.sort_by_cached_key(|joined| Reverse(joined.figures.rtt_us)),
+        FlowSort::Retransmits => all.sort_by_cached_key(|joined| Reverse(joined.figures.retransmits)),
+    }
+    let found = all.len();
+    if limit > 0 {
+        all.truncate(limit);
+    }
+    (all.into_iter().map(Joined::edge).collect(), found)
+}
+
+/// The reports of one edge, and what they say together but for the names of its ends.
+struct Joined<'a> {
+    /// Of its first report.
+    index: usize,
+    sent: Vec<&'a Flow>,
+    received: Vec<&'a Flow>,
+    figures: Box<Edge>,
+}
+
+fn joined<'a>(flows: impl IntoIterator<Item = &'a Flow>) -> Vec<Joined<'a>> {
+    let mut buckets: HashMap<Key<'a>, Vec<(usize, &'a Flow)>> = HashMap::new();
+    let mut all = Vec::new();
     for (index, flow) in flows.into_iter().enumerate() {
         if flow.ip_version == 0 || flow.remainder {
             // Seen at one point; there is nothing to tell its counterpart by.
-            edges.push((index, edge(vec![flow])));
+            all.push(Joined::new(index, &[flow]));
         } else {
-            buckets.entry(Key::of(&flow)).or_default().push((index, flow));
+            buckets.entry(Key::of(flow)).or_default().push((index, flow));
         }
     }
     for reports in buckets.into_values() {
-        edges.extend(
+        all.extend(
             clusters(reports)
                 .into_iter()
-                .map(|(index, flows)| (index, edge(flows))),
+                .map(|(index, flows)| Joined::new(index, &flows)),
         );
     }
-    edges.sort_by_key(|(index, _)| *index);
-    edges.into_iter().map(|(_, edge)| edge).collect()
-}
-
-/// Sorts as flows are sorted; equal ones stay in their order.
-pub fn sort(edges: &mut [Edge], sort: FlowSort) {
-    let time = |time: Option<Timestamp>| time.map(|time| (time.seconds, time.nanos));
-    match sort {
-        FlowSort::Bytes => edges.sort_by_key(|edge| Reverse(edge.counts().map(|counts| counts.bytes))),
-        FlowSort::Packets => edges.sort_by_key(|edge| Reverse(edge.counts().map(|counts| counts.packets))),
-        FlowSort::Last => edges.sort_by_key(|edge| Reverse(time(edge.last))),
-        FlowSort::First => edges.sort_by_key(|edge| (edge.first.is_none(), time(edge.first))),
-        FlowSort::Rtt => edges.sort_by_key(|edge| Reverse(edge.rtt_us)),
-        FlowSort::Retransmits => edges.sort_by_key(|edge| Reverse(edge.retransmits)),
-    }
+    all.sort_unstable_by_key(|joined| joined.index);
+    all
 }
 
 /// What reports of one edge have in common.
 #[derive(PartialEq, Eq, Hash)]
-struct Key {
+struct Key<'a> {
     ip_version: u32,
     protocol: u32,
     icmp: (Option<u32>, Option<u32>),
-    src: (String, u32),
-    dst: (String, u32),
+    src: (&'a str, u32),
+    dst: (&'a str, u32),
     fragment: bool,
     malformed: bool,
     /// Where an address means something on this node only.
-    node: Option<String>,
+    node: Option<&'a str>,
 }
 
-impl Key {
-    fn of(flow: &Flow) -> Self {
-        let end = |end: Option<&Endpoint>| end.map(|end| (end.ip.clone(), end.port)).unwrap_or_default();
+impl<'a> Key<'a> {
+    fn of(flow: &'a Flow) -> Self {
+        let end = |end: Option<&'a Endpoint>| end.map(|end| (end.ip.as_str(), end.port)).unwrap_or_default();
         let (src, dst) = (end(flow.src.as_ref()), end(flow.dst.as_ref()));
-        let local = is_of_one_node(&src.0) || is_of_one_node(&dst.0);
+        let local = is_of_one_node(src.0) || is_of_one_node(dst.0);
         Self {
             ip_version: flow.ip_version,
             protocol: flow.protocol,
@@ -120,7 +146,7 @@ impl Key {
             dst,
             fragment: flow.fragment,
             malformed: flow.malformed,
-            node: local.then(|| flow.node.clone()),
+            node: local.then_some(flow.node.as_str()),
         }
     }
 }
@@ -135,23 +161,23 @@ fn is_of_one_node(ip: &str) -> bool {
 }
 
 /// Who the two ends are, as far as is known.
-#[derive(Clone, Debug, Default)]
-struct Identity {
-    src: EndIdentity,
-    dst: EndIdentity,
+#[derive(Clone, Copy, Debug, Default)]
+struct Identity<'a> {
+    src: EndIdentity<'a>,
+    dst: EndIdentity<'a>,
 }
 
-#[derive(Clone, Debug, Default)]
-struct EndIdentity {
-    uid: String,
-    pod: (String, String),
+#[derive(Clone, Copy, Debug, Default)]
+struct EndIdentity<'a> {
+    uid: &'a str,
+    pod: (&'a str, &'a str),
 }
 
-impl EndIdentity {
-    fn of(end: Option<&Endpoint>) -> Self {
+impl<'a> EndIdentity<'a> {
+    fn of(end: Option<&'a Endpoint>) -> Self {
         end.map(|end| Self {
-            uid: end.pod_uid.clone(),
-            pod: (end.namespace.clone(), end.pod.clone()),
+            uid: &end.pod_uid,
+            pod: (&end.namespace, &end.pod),
         })
         .unwrap_or_default()
     }
@@ -172,13 +198,13 @@ impl EndIdentity {
         }
     }
 
-    const fn known(&self) -> u8 {
+    const fn known(self) -> u8 {
         !self.uid.is_empty() as u8 * 2 + !self.pod.1.is_empty() as u8
     }
 }
 
-impl Identity {
-    fn of(flow: &Flow) -> Self {
+impl<'a> Identity<'a> {
+    fn of(flow: &'a Flow) -> Self {
         Self {
             src: EndIdentity::of(flow.src.as_ref()),
             dst: EndIdentity::of(flow.dst.as_ref()),
@@ -191,15 +217,15 @@ impl Identity {
 }
 
 /// Divides reports of one key among edges; each with the index of its first report.
-fn clusters(mut reports: Vec<(usize, Flow)>) -> Vec<(usize, Vec<Flow>)> {
+fn clusters<'a>(mut reports: Vec<(usize, &'a Flow)>) -> Vec<(usize, Vec<&'a Flow>)> {
     // Who knows most goes first, so that who knows little is compared with all that is known.
     reports.sort_by_cached_key(|(index, flow)| {
         let identity = Identity::of(flow);
         (Reverse(identity.src.known() + identity.dst.known()), *index)
     });
-    let mut clusters: Vec<(usize, Identity, Vec<Flow>)> = Vec::new();
+    let mut clusters: Vec<(usize, Identity<'a>, Vec<&'a Flow>)> = Vec::new();
     for (index, flow) in reports {
-        let identity = Identity::of(&flow);
+        let identity = Identity::of(flow);
         let mut fitting = clusters
             .iter_mut()
             .filter(|(_, known, _)| known.agrees(&identity));
@@ -219,55 +245,77 @@ fn clusters(mut reports: Vec<(usize, Flow)>) -> Vec<(usize, Vec<Flow>)> {
         .collect()
 }
 
-/// One edge of all its reports, of which there is at least one.
-fn edge(flows: Vec<Flow>) -> Edge {
-    let mut edge = Edge::default();
-    let (mut sent, mut received): (Vec<Flow>, Vec<Flow>) = flows.into_iter().partition(reported_by_source);
-    sort_reports(&mut sent, true);
-    sort_reports(&mut received, false);
-    if let Some(flow) = sent.first().or(received.first()) {
-        edge.ip_version = flow.ip_version;
-        edge.protocol = flow.protocol;
-        edge.ethertype = flow.ethertype;
-        edge.icmp_type = flow.icmp_type;
-        edge.icmp_code = flow.icmp_code;
-        edge.fragment = flow.fragment;
-        edge.malformed = flow.malformed;
-        edge.remainder = flow.remainder;
-    }
-    let ends = |from: fn(&Flow) -> Option<&Endpoint>, first: &[Flow], then: &[Flow]| {
-        let mut all = first.iter().chain(then).filter_map(from);
-        let mut end = all.next()?.clone();
-        all.for_each(|other| complete(&mut end, other));
-        Some(end)
-    };
-    edge.src = ends(|flow| flow.src.as_ref(), &sent, &received);
-    edge.dst = ends(|flow| flow.dst.as_ref(), &received, &sent);
-    for flow in sent.iter().chain(&received) {
-        edge.tcp_flags |= flow.tcp_flags;
-        edge.first = earlier(edge.first, flow.first);
-        edge.last = later(edge.last, flow.last);
-        if edge.service.is_none() {
-            edge.service.clone_from(&flow.service);
+impl<'a> Joined<'a> {
+    /// Of all reports of an edge, at least one.
+    fn new(index: usize, flows: &[&'a Flow]) -> Self {
+        let mut edge = Box::<Edge>::default();
+        let (mut sent, mut received): (Vec<&Flow>, Vec<&Flow>) =
+            flows.iter().partition(|flow| reported_by_source(flow));
+        sort_reports(&mut sent, true);
+        sort_reports(&mut received, false);
+        if let Some(flow) = sent.first().or(received.first()) {
+            edge.ip_version = flow.ip_version;
+            edge.protocol = flow.protocol;
+            edge.ethertype = flow.ethertype;
+            edge.icmp_type = flow.icmp_type;
+            edge.icmp_code = flow.icmp_code;
+            edge.fragment = flow.fragment;
+            edge.malformed = flow.malformed;
+            edge.remainder = flow.remainder;
+        }
+        for flow in sent.iter().chain(&received) {
+            edge.tcp_flags |= flow.tcp_flags;
+            edge.first = earlier(edge.first, flow.first);
+            edge.last = later(edge.last, flow.last);
+        }
+        let mut by_time = sent.clone();
+        by_time.sort_by_key(|flow| Reverse(flow.last.map(order)));
+        edge.rtt_us = by_time.iter().find_map(|flow| flow.rtt_us);
+        edge.connect_us = by_time.iter().find_map(|flow| flow.connect_us);
+        for flow in &sent {
+            if let Some(retransmits) = flow.retransmits {
+                edge.retransmits = Some(edge.retransmits.unwrap_or_default().saturating_add(retransmits));
+            }
+            edge.failed_connects = edge.failed_connects.saturating_add(flow.failed_connects);
+        }
+        edge.sent = count(&sent, true, &mut edge.elsewhere);
+        edge.received = count(&received, false, &mut edge.elsewhere);
+        Self {
+            index,
+            sent,
+            received,
+            figures: edge,
         }
     }
-    let mut by_time: Vec<&Flow> = sent.iter().collect();
-    by_time.sort_by_key(|flow| Reverse(flow.last.map(order)));
-    edge.rtt_us = by_time.iter().find_map(|flow| flow.rtt_us);
-    edge.connect_us = by_time.iter().find_map(|flow| flow.connect_us);
-    for flow in &sent {
-        if let Some(retransmits) = flow.retransmits {
-            edge.retransmits = Some(edge.retransmits.unwrap_or_default().saturating_add(retransmits));
-        }
-        edge.failed_connects = edge.failed_connects.saturating_add(flow.failed_connects);
+
+    fn counts(&self) -> Option<&Counts> {
+        self.figures.counts()
     }
-    edge.sent = count(&sent, true, &mut edge.elsewhere);
-    edge.received = count(&received, false, &mut edge.elsewhere);
-    edge
+
+    /// The edge, with its ends.
+    fn edge(self) -> Edge {
+        let ends = |from: fn(&Flow) -> Option<&Endpoint>, first: &[&Flow], then: &[&Flow]| {
+            let mut all = first.iter().chain(then).filter_map(|flow| from(flow));
+            let mut end = all.next()?.clone();
+            all.for_each(|other| complete(&mut end, other));
+            Some(end)
+        };
+        let (sent, received) = (&self.sent, &self.received);
+        let mut services = sent
+            .iter()
+            .chain(received)
+            .filter_map(|flow| flow.service.clone());
+        Edge {
+            src: ends(|flow| flow.src.as_ref(), sent, received),
+            dst: ends(|flow| flow.dst.as_ref(), received, sent),
+            service: services.next(),
+            ..*self.figures
+        }
+    }
 }
 
 /// Adds up one end's reports, and those that are the same packets at further points apart.
-fn count(reports: &[Flow], source: bool, elsewhere: &mut Option<Counts>) -> Option<Counts> {
+fn count(reports: &[&Flow], source: bool, elsewhere: &mut Option<Counts>) -> Option<Counts> {
     let mut counts: Option<Counts> = None;
     let mut accepted: Vec<&Flow> = Vec::new();
     for flow in reports {
@@ -290,13 +338,13 @@ fn count(reports: &[Flow], source: bool, elsewhere: &mut Option<Counts>) -> Opti
 }
 
 /// The best observation point first: the workload's own, interfaces (wire-exact) before sockets, then by bytes.
-fn sort_reports(reports: &mut [Flow], source: bool) {
+fn sort_reports(reports: &mut [&Flow], source: bool) {
     reports.sort_by_cached_key(|flow| {
         (
             !is_workload_point(flow, source),
             is_socket(flow),
             Reverse(flow.bytes),
-            flow.node.clone(),
+            flow.node.as_str(),
             flow.first.map(order),
             flow.point.as_ref().map(|point| point.ifindex),
         )
@@ -399,6 +447,30 @@ mod tests {
 
     use super::*;
     use crate::v1::{ObservationPoint, Service};
+
+    /// All edges, in the order in which each is first met.
+    fn join(flows: impl IntoIterator<Item = Flow>) -> Vec<Edge> {
+        let flows: Vec<Flow> = flows.into_iter().collect();
+        joined(&flows).into_iter().map(Joined::edge).collect()
+    }
+
+    #[test]
+    fn the_first_are_the_largest_and_all_are_counted() {
+        let flows: Vec<Flow> = [(1, 5), (2, 9), (3, 7), (2, 1)]
+            .into_iter()
+            .map(|(port, packets)| {
+                let mut flow = report(Reporter::Source, packets, ("a", "b"));
+                flow.dst.as_mut().unwrap().port = port;
+                flow
+            })
+            .collect();
+        let (edges, found) = super::join(&flows, FlowSort::Packets, 2);
+        let ports = |edges: &[Edge]| -> Vec<u32> {
+            edges.iter().map(|edge| edge.dst.as_ref().unwrap().port).collect()
+        };
+        assert_eq!((ports(&edges), found), (vec![2, 3], 3));
+        assert_eq!(ports(&super::join(&flows, FlowSort::Packets, 0).0), [2, 3, 1]);
+    }
 
     fn end(ip: &str, port: u32, uid: &str) -> Option<Endpoint> {
         Some(Endpoint {

@@ -45,6 +45,10 @@ const BACK_OFF_MOST: Duration = Duration::from_secs(10);
 const LEFT_NAMED: Duration = Duration::from_mins(1);
 /// The clock is measured by the best of so many heartbeats.
 const SAMPLES: usize = 8;
+/// Bytes that an agent may send before they are taken: of one answer, and of all of its answers together. A thousand agents
+/// may all be at this limit.
+const WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
 /// Largest message that is taken from an agent.
 const MAX_MESSAGE: usize = 16 << 20;
 
@@ -494,6 +498,8 @@ impl Shared {
         let (tls, trouble) = (self.tls.clone(), trouble.clone());
         Ok(endpoint
             .connect_timeout(CONNECT_TIMEOUT)
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(5))
             .user_agent(concat!("orb8-server/", env!("CARGO_PKG_VERSION")))

@@ -320,21 +320,19 @@ impl OrbitService for Orbit {
         }
         let core = self.core.clone();
         let summary = selection.summary;
-        let joined = tokio::task::spawn_blocking(move || {
+        let (joined, found) = tokio::task::spawn_blocking(move || {
             let flows: Vec<_> = {
                 let store = lock(&core.store);
                 let rows = selection.rows.iter();
                 rows.filter_map(|row| store.history.flow(row, &store.owners, &core.node))
                     .collect()
             };
-            let mut joined = edges::join(flows);
-            edges::sort(&mut joined, sort);
-            joined
+            edges::join(&flows, sort, limit)
         })
         .await
         .map_err(|error| Status::internal(format!("the flows could not be joined: {error}")))?;
         let summary = v1::EdgeSummary {
-            edges: joined.len() as u64,
+            edges: found as u64,
             settled: summary.to,
             flows: Some(summary),
         };
@@ -342,15 +340,13 @@ impl OrbitService for Orbit {
         tokio::spawn(async move {
             let _permit = permit;
             let part = |part| v1::QueryEdgesResponse { part: Some(part) };
-            let shown = if limit == 0 {
-                joined.len()
-            } else {
-                limit.min(joined.len())
-            };
-            for edges in joined[..shown].chunks(EDGES_A_MESSAGE) {
-                let batch = part(Part::Batch(v1::EdgeBatch {
-                    edges: edges.to_vec(),
-                }));
+            let mut rest = joined.into_iter();
+            loop {
+                let edges: Vec<_> = rest.by_ref().take(EDGES_A_MESSAGE).collect();
+                if edges.is_empty() {
+                    break;
+                }
+                let batch = part(Part::Batch(v1::EdgeBatch { edges }));
                 if sender.send_timeout(Ok(batch), PATIENCE).await.is_err() {
                     return;
                 }

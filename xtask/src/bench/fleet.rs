@@ -30,6 +30,8 @@ const NODES: usize = 1000;
 const EVENTS: usize = 100_000;
 const TARGET_MS: f64 = 500.0;
 const TARGET_MIB: f64 = 512.0;
+/// Which of the kinds of questions is that about edges, in their order.
+const EDGES: usize = 3;
 
 /// Measures and reports.
 ///
@@ -107,18 +109,23 @@ impl Server {
 
     /// Seconds on a processor since its start.
     fn cpu(&self) -> f64 {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id()))
-            .into_iter()
-            .flatten()
-            .flatten();
-        let ns: u64 = tasks
-            .filter_map(|task| {
-                let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
-                text.split(' ').next()?.parse::<u64>().ok()
-            })
-            .sum();
-        ns as f64 / 1e9
+        cpu_of(self.child.id())
     }
+}
+
+/// Seconds that a process has been on a processor.
+fn cpu_of(pid: u32) -> f64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let ns: u64 = tasks
+        .filter_map(|task| {
+            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        })
+        .sum();
+    ns as f64 / 1e9
 }
 
 async fn measure(program: &Path, quick: bool, report: &mut Report) -> Result<()> {
@@ -137,6 +144,7 @@ async fn measure(program: &Path, quick: bool, report: &mut Report) -> Result<()>
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
+    let connecting = server.cpu();
     // Those that take connections and say nothing are known by now.
     tokio::time::sleep(Duration::from_secs(if quick { 6 } else { 12 })).await;
     let storm_cpu = server.cpu();
@@ -146,15 +154,33 @@ async fn measure(program: &Path, quick: bool, report: &mut Report) -> Result<()>
 
     let times = if quick { 20 } else { 100 };
     let mut rows = Vec::new();
-    let mut worst: f64 = 0.0;
+    // By kind: p99 in ms, and what it is made of.
+    let mut kinds: Vec<(f64, String)> = Vec::new();
+    let cpus = || [server.cpu(), cpu_of(std::process::id())];
+    let mut cpu = cpus();
     let mut add = |what: &str, about: String, taken: &[f64]| {
         let (p50, p99) = (percentile(taken, 0.5), percentile(taken, 0.99));
-        worst = worst.max(p99);
+        let before = std::mem::replace(&mut cpu, cpus());
+        let each = |process: usize| {
+            format!(
+                "{:.0}",
+                (cpu[process] - before[process]) * 1e3 / taken.len() as f64
+            )
+        };
+        let why = format!(
+            "{} ms of a processor for the server and {} for the agents and the client, which share two cores; 20 agents in a \
+             thousand take 300 ms by themselves",
+            each(0),
+            each(1)
+        );
+        kinds.push((p99, why));
         rows.push(vec![
             what.to_owned(),
             about,
             format!("{p50:.0}"),
             format!("{p99:.0}"),
+            each(0),
+            each(1),
         ]);
     };
     let filter = |namespaces: &[&str], pods: &[&str]| {
@@ -242,21 +268,37 @@ async fn measure(program: &Path, quick: bool, report: &mut Report) -> Result<()>
         &taken,
     );
 
-    let (delivered, lost, stream_cpu) = follow(&server, &mut client, if quick { 5 } else { 15 }).await?;
+    let (delivered, lost, [stream_cpu, others_cpu]) =
+        follow(&server, &mut client, if quick { 5 } else { 15 }).await?;
     let (now, most) = server.memory();
-    report.verdict(
-        &format!("questions over {NODES} agents, the slowest kind"),
-        "p99 < 500 ms",
-        &format!("p99 {worst:.0} ms"),
-        worst < TARGET_MS,
-        "agents, server and client share two cores, and 20 agents in a thousand take 300 ms by themselves",
-    );
+    // Edges are of another kind: all flows of the namespace, from both of their ends, come to the server to be joined.
+    let (edges, others): (Vec<_>, Vec<_>) = kinds
+        .into_iter()
+        .enumerate()
+        .partition(|(kind, _)| *kind == EDGES);
+    for (what, kinds) in [
+        ("flows and system calls, the slowest kind of question", others),
+        ("edges of a namespace", edges),
+    ] {
+        let slowest = kinds
+            .into_iter()
+            .map(|(_, kind)| kind)
+            .max_by(|a, b| a.0.total_cmp(&b.0));
+        let (p99, why) = slowest.unwrap_or_default();
+        report.verdict(
+            &format!("{what}, over {NODES} agents"),
+            "p99 < 500 ms",
+            &format!("p99 {p99:.0} ms"),
+            p99 < TARGET_MS,
+            &why,
+        );
+    }
     report.verdict(
         &format!("memory of the server over {NODES} agents"),
         "< 512 MiB",
         &format!("{now:.0} MiB at the end, {most:.0} MiB at most"),
         most < TARGET_MIB,
-        "where half a MiB for each agent goes has not been looked into",
+        "a quarter of a MiB for each agent stays after the questions; what comes on top is held while an answer is made",
     );
     report.verdict(
         "a live stream of 100k events a second in all",
@@ -266,12 +308,17 @@ async fn measure(program: &Path, quick: bool, report: &mut Report) -> Result<()>
             stream_cpu * 100.0
         ),
         lost == 0 && delivered >= EVENTS as f64 * 0.95,
-        "agents, server and client share two cores",
+        &format!(
+            "the agents and the client take another {:.0} % of a core, of two that there are",
+            others_cpu * 100.0
+        ),
     );
     rows.push(vec![
         "until all agents that answer are connected".to_owned(),
         format!("{expected} agents"),
         format!("{:.0}", connected * 1e3),
+        String::new(),
+        format!("{:.0}", connecting * 1e3),
         String::new(),
     ]);
     report.table(
@@ -283,7 +330,7 @@ async fn measure(program: &Path, quick: bool, report: &mut Report) -> Result<()>
             fleet.describe(),
             idle_share * 100.0
         ),
-        &["question", "answer", "p50 ms", "p99 ms"],
+        &["question", "answer", "p50 ms", "p99 ms", "server's CPU ms", "agents' and client's CPU ms"],
         rows,
     );
     Ok(())
@@ -367,8 +414,8 @@ async fn syscalls(client: &mut Client) -> Result<String> {
     Ok(format!("{rows} rows"))
 }
 
-/// Events a second that came, those that were lost and told, and the share of a core that the server took.
-async fn follow(server: &Server, client: &mut Client, seconds: u64) -> Result<(f64, u64, f64)> {
+/// Events a second that came, those that were lost and told, and the shares of a core that the server took, and all others.
+async fn follow(server: &Server, client: &mut Client, seconds: u64) -> Result<(f64, u64, [f64; 2])> {
     let request = StreamEventsRequest {
         network: Some(FlowFilter::default()),
         batch: true,
@@ -381,7 +428,8 @@ async fn follow(server: &Server, client: &mut Client, seconds: u64) -> Result<(f
     while warm.elapsed() < Duration::from_secs(3) {
         stream.message().await?;
     }
-    let (began, cpu) = (Instant::now(), server.cpu());
+    let cpus = || [server.cpu(), cpu_of(std::process::id())];
+    let (began, before) = (Instant::now(), cpus());
     while began.elapsed() < Duration::from_secs(seconds) {
         let Some(event) = stream.message().await?.and_then(|response| response.event) else {
             break;
@@ -403,5 +451,7 @@ async fn follow(server: &Server, client: &mut Client, seconds: u64) -> Result<(f
         }
     }
     let elapsed = began.elapsed().as_secs_f64();
-    Ok((came as f64 / elapsed, lost, (server.cpu() - cpu) / elapsed))
+    let after = cpus();
+    let shares = [0, 1].map(|process| (after[process] - before[process]) / elapsed);
+    Ok((came as f64 / elapsed, lost, shares))
 }

@@ -12,10 +12,9 @@ use futures::{Stream, StreamExt as _, stream};
 use orb8_proto::v1::{
     AgentStatus, Attribution, Endpoint, EndpointKind, EventBatch, Flow, FlowBatch, FlowQuery, FlowReports,
     FlowSummary, GetAgentStatusRequest, LedgerRow, ListNodesRequest, ListPodsRequest, ListPodsResponse,
-    NetworkEvent, NodeInfo, NodePods, NodeState, NodeStatus, ObservationPoint, QueryEdgesResponse,
-    QueryFlowsResponse, QueryStatusRequest, QuerySyscallsResponse, Reporter, SetSyscallModeRequest,
-    SetSyscallModeResponse, StreamEventsRequest, StreamEventsResponse, SyscallBatch, SyscallMode,
-    SyscallQuery, SyscallRow, SyscallSummary,
+    NetworkEvent, NodeInfo, NodeState, ObservationPoint, QueryFlowsResponse, QuerySyscallsResponse, Reporter,
+    StreamEventsRequest, StreamEventsResponse, SyscallBatch, SyscallMode, SyscallQuery, SyscallRow,
+    SyscallSummary,
     observation_point::Point,
     orbit_service_server::{OrbitService, OrbitServiceServer},
     query_flows_response::Part,
@@ -154,7 +153,12 @@ async fn serve(agent: Arc<Agent>, listener: TcpListener, index: usize, mut break
         };
         let served = tonic::transport::Server::builder()
             .add_service(OrbitServiceServer::from_arc(agent.clone()))
-            .serve_with_incoming(TcpListenerStream::new(copy));
+            // As agents do: an answer's last packet is not to wait for the acknowledgement of the one before.
+            .serve_with_incoming(TcpListenerStream::new(copy).inspect(|stream| {
+                if let Ok(stream) = stream {
+                    let _ = stream.set_nodelay(true);
+                }
+            }));
         tokio::select! {
             _ = served => return,
             changed = async {
