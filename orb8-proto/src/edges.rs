@@ -69,10 +69,10 @@ pub fn join<'a>(
     let time = |time: Option<Timestamp>| time.map(order);
     match sort {
         FlowSort::Bytes => {
-            all.sort_by_cached_key(|joined| Reverse(joined.counts().map(|counts| counts.bytes)))
+            all.sort_by_cached_key(|joined| Reverse(joined.counts().map(|counts| counts.bytes)));
         }
         FlowSort::Packets => {
-            all.sort_by_cached_key(|joined| Reverse(joined.counts().map(|counts| counts.packets)))
+            all.sort_by_cached_key(|joined| Reverse(joined.counts().map(|counts| counts.packets)));
         }
         FlowSort::Last => all.sort_by_cached_key(|joined| Reverse(time(joined.figures.last))),
         FlowSort::First => {
