@@ -629,8 +629,6 @@ fn answered(story: Story) -> orb8_proto::v1::NodeAnswer {
 
 #[tonic::async_trait]
 impl OrbitService for FakeAgent {
-    type QueryEdgesStream =
-        Pin<Box<dyn Stream<Item = Result<orb8_proto::v1::QueryEdgesResponse, Status>> + Send>>;
     async fn query_syscalls(
         &self,
         request: Request<SyscallQuery>,
@@ -849,7 +847,7 @@ impl OrbitService for FakeAgent {
     async fn query_edges(
         &self,
         request: Request<FlowQuery>,
-    ) -> Result<Response<Self::QueryEdgesStream>, Status> {
+    ) -> Result<Response<Answers<orb8_proto::v1::QueryEdgesResponse>>, Status> {
         use orb8_proto::v1::{
             EdgeBatch, EdgeSummary, QueryEdgesResponse, query_edges_response::Part as EdgePart,
         };
@@ -865,14 +863,9 @@ impl OrbitService for FakeAgent {
                 None => {}
             }
         }
-        let mut edges = orb8_proto::edges::join(flows);
-        orb8_proto::edges::sort(&mut edges, sort);
-        let found = edges.len() as u64;
-        if limit > 0 {
-            edges.truncate(limit);
-        }
+        let (edges, found) = orb8_proto::edges::join(&flows, sort, limit);
         let summary = EdgeSummary {
-            edges: found,
+            edges: found as u64,
             settled: summary.as_ref().and_then(|summary| summary.to),
             flows: summary,
         };
@@ -884,8 +877,7 @@ impl OrbitService for FakeAgent {
     async fn list_nodes(
         &self,
         _request: Request<orb8_proto::v1::ListNodesRequest>,
-    ) -> Result<Response<Pin<Box<dyn Stream<Item = Result<orb8_proto::v1::NodeInfo, Status>> + Send>>>, Status>
-    {
+    ) -> Result<Response<Answers<orb8_proto::v1::NodeInfo>>, Status> {
         let info = orb8_proto::v1::NodeInfo {
             name: node(self.story).into(),
             state: orb8_proto::v1::NodeState::Answered.into(),
@@ -902,10 +894,7 @@ impl OrbitService for FakeAgent {
     async fn query_status(
         &self,
         _request: Request<orb8_proto::v1::QueryStatusRequest>,
-    ) -> Result<
-        Response<Pin<Box<dyn Stream<Item = Result<orb8_proto::v1::NodeStatus, Status>> + Send>>>,
-        Status,
-    > {
+    ) -> Result<Response<Answers<orb8_proto::v1::NodeStatus>>, Status> {
         let status = self
             .get_agent_status(Request::new(GetAgentStatusRequest {}))
             .await?;
@@ -919,8 +908,7 @@ impl OrbitService for FakeAgent {
     async fn query_pods(
         &self,
         request: Request<ListPodsRequest>,
-    ) -> Result<Response<Pin<Box<dyn Stream<Item = Result<orb8_proto::v1::NodePods, Status>> + Send>>>, Status>
-    {
+    ) -> Result<Response<Answers<orb8_proto::v1::NodePods>>, Status> {
         let pods = self.list_pods(request).await?;
         let part = orb8_proto::v1::NodePods {
             answer: Some(answered(self.story)),
