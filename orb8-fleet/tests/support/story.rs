@@ -13,10 +13,9 @@ use futures::{Stream, StreamExt as _, stream};
 use orb8_fleet::{Clock, Member, Reach, Trouble};
 use orb8_proto::v1::{
     AgentStatus, Flow, FlowBatch, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, LedgerRow,
-    ListNodesRequest, ListPodsRequest, ListPodsResponse, NetworkEvent, NodeInfo, NodePods, NodeState,
-    NodeStatus, QueryEdgesResponse, QueryFlowsResponse, QueryStatusRequest, QuerySyscallsResponse,
-    SetSyscallModeRequest, SetSyscallModeResponse, StreamEventsRequest, StreamEventsResponse, SyscallBatch,
-    SyscallQuery, SyscallRow, SyscallSummary,
+    ListNodesRequest, ListPodsRequest, ListPodsResponse, NetworkEvent, NodeInfo, NodeState,
+    QueryFlowsResponse, QuerySyscallsResponse, SetSyscallModeRequest, SetSyscallModeResponse,
+    StreamEventsRequest, StreamEventsResponse, SyscallBatch, SyscallQuery, SyscallRow, SyscallSummary,
     orbit_service_server::{OrbitService, OrbitServiceServer},
     query_flows_response::Part,
     query_syscalls_response::Part as CallsPart,

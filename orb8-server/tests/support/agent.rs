@@ -12,11 +12,10 @@ use futures::{Stream, StreamExt as _};
 use orb8_proto::v1::{
     AgentStatus, Attribution, Direction, Endpoint, EndpointKind, EventBatch, EventLoss, Flow, FlowBatch,
     FlowQuery, FlowReports, FlowSummary, GetAgentStatusRequest, InterfaceStatus, LedgerRow, ListNodesRequest,
-    ListPodsRequest, ListPodsResponse, NetworkEvent, NodeInfo, NodePods, NodeState, NodeStatus,
-    ObservationPoint, PodStatus, QueryEdgesResponse, QueryFlowsResponse, QueryStatusRequest,
-    QuerySyscallsResponse, Reporter, Service, SetSyscallModeRequest, SetSyscallModeResponse, Setting,
-    StreamEventsRequest, StreamEventsResponse, SyscallBatch, SyscallEvent, SyscallQuery, SyscallRow,
-    SyscallSummary, observation_point::Point, orbit_service_server::OrbitService,
+    ListPodsRequest, ListPodsResponse, NetworkEvent, NodeInfo, NodeState, ObservationPoint, PodStatus,
+    QueryFlowsResponse, QuerySyscallsResponse, Reporter, Service, SetSyscallModeRequest,
+    SetSyscallModeResponse, Setting, StreamEventsRequest, StreamEventsResponse, SyscallBatch, SyscallEvent,
+    SyscallQuery, SyscallRow, SyscallSummary, observation_point::Point, orbit_service_server::OrbitService,
     orbit_service_server::OrbitServiceServer, query_flows_response, query_syscalls_response,
     stream_events_response::Event,
 };
