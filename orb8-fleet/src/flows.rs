@@ -177,8 +177,13 @@ impl Source {
         if let Some(status) = &self.error {
             let mut answer = self.asked.failed(status, self.given);
             if self.given > 0 {
+                // Who was asked twice has told it the first time.
+                let unknown = match self.summary {
+                    Some(_) => "",
+                    None => ", how many match is not known",
+                };
                 answer.reason = format!(
-                    "its answer broke off after {} flows, how many match is not known: {}",
+                    "its answer broke off after {} flows{unknown}: {}",
                     self.given, answer.reason
                 );
             }
