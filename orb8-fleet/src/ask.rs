@@ -171,7 +171,7 @@ impl Hub {
         let members = self.members.borrow().clone();
         let unknown: Vec<&str> = nodes
             .iter()
-            .filter(|node| !members.iter().any(|member| member.name == **node))
+            .filter(|node| !members.iter().any(|member| member.is_on(node)))
             .map(String::as_str)
             .collect();
         if !unknown.is_empty() {
@@ -194,7 +194,7 @@ impl Hub {
         }
         let mut selection = Selection::default();
         for member in members.iter() {
-            if !nodes.is_empty() && !nodes.contains(&member.name) {
+            if !member.is_wanted(nodes) {
                 continue;
             }
             selection.order.push(member.name.clone());

@@ -216,8 +216,8 @@ impl Followers {
         });
         let wanted: Vec<String> = members
             .iter()
+            .filter(|member| member.is_wanted(nodes))
             .map(|member| member.name.clone())
-            .filter(|name| nodes.is_empty() || nodes.contains(name))
             .filter(|name| !self.running.contains_key(name))
             .collect();
         if !wanted.is_empty()

@@ -28,6 +28,19 @@ pub struct Member {
     pub trouble: Trouble,
 }
 
+impl Member {
+    /// Whether `node` is its node: by its name, or, where that is an address only, by what its agent says of itself.
+    #[must_use]
+    pub fn is_on(&self, node: &str) -> bool {
+        self.name == node || self.name.contains(':') && self.info.name == node
+    }
+
+    /// Whether it is on one of `nodes`, or none are named.
+    pub(crate) fn is_wanted(&self, nodes: &[String]) -> bool {
+        nodes.is_empty() || nodes.iter().any(|node| self.is_on(node))
+    }
+}
+
 /// Whether an agent can be asked.
 #[derive(Clone, Debug)]
 pub enum Reach {

@@ -24,7 +24,7 @@ impl Hub {
         let members = self.members.borrow().clone();
         let infos: Vec<NodeInfo> = members
             .iter()
-            .filter(|member| nodes.is_empty() || nodes.contains(&member.name))
+            .filter(|member| member.is_wanted(nodes))
             .map(info)
             .collect();
         Ok(Box::pin(futures::stream::iter(infos.into_iter().map(Ok))))

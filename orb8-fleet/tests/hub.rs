@@ -212,6 +212,28 @@ proptest! {
 }
 
 #[tokio::test]
+async fn a_node_is_asked_by_its_name_where_its_agent_is_known_by_an_address() {
+    let stories: Vec<_> = (1..=2)
+        .map(|n| Story::new(&format!("n{n}"), vec![flow(n, 1)]))
+        .collect();
+    let mut members = Vec::new();
+    for (story, address) in stories.iter().zip(["10.0.0.1:9090", "10.0.0.2:9090"]) {
+        let mut member = story.member().await;
+        member.info.name = std::mem::replace(&mut member.name, address.to_owned());
+        members.push(member);
+    }
+    let asked = hub_with(members, quick(), None);
+    for (name, bytes) in [("n2", 2), ("10.0.0.1:9090", 1)] {
+        let query = FlowQuery {
+            nodes: vec![name.to_owned()],
+            ..FlowQuery::default()
+        };
+        let (found, _) = flows(&asked.client, query).await.unwrap();
+        assert_eq!(found.iter().map(|flow| flow.bytes).collect::<Vec<_>>(), [bytes]);
+    }
+}
+
+#[tokio::test]
 async fn only_who_has_more_of_the_first_is_asked_for_more() {
     let told = |from: u64| (0..20).map(|n| flow(from + n, 1)).collect();
     let stories: Vec<_> = (0..8)
