@@ -3,5 +3,6 @@
 //! A source samples devices ([`sample`]); the kubelet says who holds which ([`allocation`]).
 
 pub mod allocation;
+pub mod dcgm;
 pub mod id;
 pub mod sample;
