@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use orb8_proto::v1::{Flow, NetworkEvent, SyscallEvent, SyscallRow, stream_events_response::Event};
+use orb8_proto::v1::{Flow, GpuEvent, NetworkEvent, SyscallEvent, SyscallRow, stream_events_response::Event};
 use prost_types::Timestamp;
 
 const SECOND: i128 = 1_000_000_000;
@@ -56,6 +56,7 @@ pub(crate) fn shift_event(event: &mut Event, ns: i64) {
                 shift(&mut change.time, ns);
             }
         }
+        Event::Gpu(GpuEvent { time, .. }) => shift(time, ns),
         Event::Loss(_) | Event::Node(_) | Event::Batch(_) => {}
     }
 }
