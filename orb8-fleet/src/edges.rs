@@ -1,16 +1,12 @@
 //! Edges: both reports of a flow, perhaps of two nodes, as one.
 
 use orb8_proto::{
-    edges,
+    Responses, batches, edges,
     v1::{EdgeBatch, EdgeSummary, FlowQuery, QueryEdgesResponse, query_edges_response::Part},
 };
 use tonic::Status;
 
-use crate::{
-    flows::Merged,
-    hub::{Hub, Responses},
-    times::earliest,
-};
+use crate::{flows::Merged, hub::Hub, times::earliest};
 
 /// Edges of one message of the answer.
 const BATCH: usize = 256;
@@ -25,19 +21,14 @@ impl Hub {
         let mut merged = Merged::open(self, &all).await?;
         let max = self.limits.max_rows;
         Ok(self.deliver(permit, async move |sender| {
-            let (mut flows, mut count) = (Vec::new(), 0);
-            while let Some(more) = merged.next_of_any().await {
-                count += more.len();
-                flows.push(more);
-                if count > max {
-                    return sender
-                        .fail(Status::resource_exhausted(format!(
-                            "more than {max} flows are too many to join: ask for less, by a namespace, a pod or a \
-                             shorter span of time"
-                        )))
-                        .await;
-                }
-            }
+            let Some(flows) = merged.all(max).await else {
+                return sender
+                    .fail(Status::resource_exhausted(format!(
+                        "more than {max} flows are too many to join: ask for less, by a namespace, a pod or a \
+                         shorter span of time"
+                    )))
+                    .await;
+            };
             let flows_summary = merged.end();
             let settled = earliest(flows_summary.nodes.iter().map(|node| node.to));
             let (joined, found) = tokio::task::spawn_blocking(move || {
@@ -49,12 +40,7 @@ impl Hub {
             .await
             .unwrap_or_default();
             let found = found as u64;
-            let mut rest = joined.into_iter();
-            loop {
-                let edges: Vec<_> = rest.by_ref().take(BATCH).collect();
-                if edges.is_empty() {
-                    break;
-                }
+            for edges in batches(joined, BATCH) {
                 let batch = Part::Batch(EdgeBatch { edges });
                 sender.send(QueryEdgesResponse { part: Some(batch) }).await?;
             }

@@ -12,9 +12,12 @@ use std::{
     time::Duration,
 };
 
-use orb8_proto::v1::{
-    EventBatch, EventLoss, NetworkEvent, NodeAnswer, NodeState, StreamEventsRequest, StreamEventsResponse,
-    stream_events_response::Event,
+use orb8_proto::{
+    Responses,
+    v1::{
+        EventBatch, EventLoss, NetworkEvent, NodeAnswer, NodeState, StreamEventsRequest,
+        StreamEventsResponse, stream_events_response::Event,
+    },
 };
 use tokio::{
     sync::mpsc,
@@ -26,7 +29,7 @@ use tonic::{Code, Status};
 use crate::{
     ask::{Asked, Selection, nobody},
     hosts::name_hosts,
-    hub::{Hub, Responses},
+    hub::Hub,
     member::Reach,
     times::shift_event,
 };

@@ -12,9 +12,12 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use orb8_proto::v1::{
-    Flow, FlowBatch, FlowQuery, FlowReports, FlowSort, FlowSummary, NodeAnswer, QueryFlowsResponse,
-    query_flows_response::Part,
+use orb8_proto::{
+    Responses,
+    v1::{
+        Flow, FlowBatch, FlowQuery, FlowReports, FlowSort, FlowSummary, NodeAnswer, QueryFlowsResponse,
+        query_flows_response::Part,
+    },
 };
 use prost_types::Timestamp;
 use tonic::{Code, Status, Streaming};
@@ -47,8 +50,6 @@ pub(crate) struct Merged {
     others: Vec<NodeAnswer>,
     /// Names of the members.
     order: Vec<String>,
-    /// Sources that [`Merged::next_of_any`] is done with.
-    taken: usize,
 }
 
 /// One member's part.
@@ -63,6 +64,8 @@ struct Source {
     correction: i64,
     /// Whether it is one of several nodes.
     many: bool,
+    /// Whether it was asked a second time, for all that the answer can have of it.
+    asked_again: bool,
 }
 
 impl Source {
@@ -77,6 +80,7 @@ impl Source {
             error: None,
             correction,
             many,
+            asked_again: false,
         };
         // Up to its first message it can be asked anew: nothing has been given.
         let opened = source
@@ -104,10 +108,16 @@ impl Source {
 
     /// Asks for more. If that fails, what it said before is kept, and it is told as having broken off.
     async fn open_again(&mut self, query: FlowQuery) {
+        self.asked_again = true;
         let more = Self::open(self.asked.clone(), query, self.many).await;
         match more.error {
             Some(status) => self.error = Some(status),
-            None => *self = more,
+            None => {
+                *self = Self {
+                    asked_again: true,
+                    ..more
+                }
+            }
         }
     }
 
@@ -158,13 +168,15 @@ impl Source {
         false
     }
 
-    /// Whether it may have flows that it was not asked for, and the next of them may come before `place`.
+    /// Whether it is to be asked again: it may have flows that it was not asked for, and the next of them may come before
+    /// `end`.
     fn may_have_before(&self, sort: FlowSort, end: Option<u128>) -> bool {
         let all_given = self
             .summary
             .as_ref()
             .is_some_and(|summary| summary.matched_flows <= self.given);
-        self.error.is_none()
+        !self.asked_again
+            && self.error.is_none()
             && !all_given
             && self
                 .head
@@ -256,18 +268,18 @@ impl Merged {
             .collect()
             .await;
         let sort = query.sort();
-        let mut again = few.is_some();
-        let mut whole = vec![false; sources.len()];
-        while std::mem::take(&mut again) {
+        while few.is_some() {
             let end = nth_place(&sources, sort, limit);
-            let cut = sources
+            let cut: Vec<&mut Source> = sources
                 .iter_mut()
-                .zip(&mut whole)
-                .filter(|(source, whole)| !**whole && source.may_have_before(sort, end));
-            // What they say now may move the end of the answer, to an earlier place as a rule; each is asked twice at most.
+                .filter(|source| source.may_have_before(sort, end))
+                .collect();
+            if cut.is_empty() {
+                break;
+            }
+            // What they say now may move the end of the answer, to an earlier place as a rule.
             futures::stream::iter(cut)
-                .for_each_concurrent(hub.limits.concurrency, |(source, whole)| {
-                    (*whole, again) = (true, true);
+                .for_each_concurrent(hub.limits.concurrency, |source| {
                     let query = own(&source.asked, limit);
                     source.open_again(query)
                 })
@@ -305,7 +317,6 @@ impl Merged {
             others,
             order,
             sources,
-            taken: 0,
         })
     }
 
@@ -346,17 +357,24 @@ impl Merged {
         None
     }
 
-    /// As [`Merged::next`], in no order.
-    pub(crate) async fn next_of_any(&mut self) -> Option<Vec<Flow>> {
-        while let Some(source) = self.sources.get_mut(self.taken) {
-            source.fill().await;
-            let flows = Vec::from(std::mem::take(&mut source.head));
-            if !flows.is_empty() {
-                return Some(flows);
+    /// All flows, in no order; `None` if there are more than `max`.
+    pub(crate) async fn all(&mut self, max: usize) -> Option<Vec<Vec<Flow>>> {
+        let (mut all, mut count) = (Vec::new(), 0);
+        for source in &mut self.sources {
+            loop {
+                source.fill().await;
+                let flows = Vec::from(std::mem::take(&mut source.head));
+                if flows.is_empty() {
+                    break;
+                }
+                count += flows.len();
+                if count > max {
+                    return None;
+                }
+                all.push(flows);
             }
-            self.taken += 1;
         }
-        None
+        Some(all)
     }
 
     /// What is known once all flows were taken.
@@ -401,10 +419,7 @@ impl Hub {
     }
 
     /// Flows of all members.
-    pub(crate) async fn flows(
-        &self,
-        query: FlowQuery,
-    ) -> Result<crate::hub::Responses<QueryFlowsResponse>, Status> {
+    pub(crate) async fn flows(&self, query: FlowQuery) -> Result<Responses<QueryFlowsResponse>, Status> {
         let permit = self.query_permit()?;
         let mut merged = Merged::open(self, &query).await?;
         Ok(self.deliver(permit, async move |sender| {

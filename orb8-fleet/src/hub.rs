@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,12 +9,14 @@ use std::{
     time::Duration,
 };
 
-use futures::Stream;
-use orb8_proto::v1::{
-    AgentStatus, FlowFilter, FlowQuery, GetAgentStatusRequest, ListNodesRequest, ListPodsRequest,
-    ListPodsResponse, NodeInfo, NodePods, NodeStatus, QueryEdgesResponse, QueryFlowsResponse,
-    QueryStatusRequest, QuerySyscallsResponse, SetSyscallModeRequest, SetSyscallModeResponse,
-    StreamEventsRequest, StreamEventsResponse, SyscallQuery, orbit_service_server::OrbitService,
+use orb8_proto::{
+    Responses,
+    v1::{
+        AgentStatus, FlowFilter, FlowQuery, GetAgentStatusRequest, ListNodesRequest, ListPodsRequest,
+        ListPodsResponse, NodeInfo, NodePods, NodeStatus, QueryEdgesResponse, QueryFlowsResponse,
+        QueryStatusRequest, QuerySyscallsResponse, SetSyscallModeRequest, SetSyscallModeResponse,
+        StreamEventsRequest, StreamEventsResponse, SyscallQuery, orbit_service_server::OrbitService,
+    },
 };
 use prost_types::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -29,9 +30,6 @@ use crate::{
 
 /// Messages that wait for a client.
 const MESSAGES_IN_FLIGHT: usize = 4;
-
-/// The messages of a streamed answer.
-pub(crate) type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Which workloads a question is about: the conditions that say on which nodes they can be. All empty: any.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -1,12 +1,15 @@
 //! The members themselves.
 
-use orb8_proto::v1::{NodeInfo, NodeState};
+use orb8_proto::{
+    Responses,
+    v1::{NodeInfo, NodeState},
+};
 use prost_types::Duration;
 use tonic::Status;
 
 use crate::{
     ask::nobody,
-    hub::{Hub, Responses},
+    hub::Hub,
     member::{Clock, Member, Reach},
 };
 

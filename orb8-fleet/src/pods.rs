@@ -1,12 +1,15 @@
 //! Pods of many nodes.
 
-use orb8_proto::v1::{ListPodsRequest, ListPodsResponse, NodePods};
+use orb8_proto::{
+    Responses,
+    v1::{ListPodsRequest, ListPodsResponse, NodePods},
+};
 use prost::Message as _;
 use tonic::{Code, Status};
 
 use crate::{
     ask::{Selection, ToldBy as _, called, nobody},
-    hub::{Hub, Responses, Wanted},
+    hub::{Hub, Wanted},
     times::shift,
 };
 

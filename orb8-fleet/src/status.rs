@@ -1,12 +1,15 @@
 //! The state of each member's agent.
 
 use futures::StreamExt as _;
-use orb8_proto::v1::{AgentStatus, GetAgentStatusRequest, NodeAnswer, NodeStatus};
+use orb8_proto::{
+    Responses,
+    v1::{AgentStatus, GetAgentStatusRequest, NodeAnswer, NodeStatus},
+};
 use tonic::Status;
 
 use crate::{
     ask::{Asked, Selection, ToldBy as _},
-    hub::{Hub, Responses},
+    hub::Hub,
 };
 
 impl Hub {

@@ -12,17 +12,20 @@ use std::{
 
 use futures::StreamExt as _;
 use hashbrown::hash_table::{Entry, HashTable};
-use orb8_proto::v1::{
-    Endpoint, LatencyBucket, NodeAnswer, QuerySyscallsResponse, SyscallBatch, SyscallGroup, SyscallKind,
-    SyscallMode, SyscallQuery, SyscallRow, SyscallSort, SyscallSummary, SyscallWait,
-    query_syscalls_response::Part,
+use orb8_proto::{
+    Responses, batches,
+    v1::{
+        Endpoint, LatencyBucket, NodeAnswer, QuerySyscallsResponse, SyscallBatch, SyscallGroup, SyscallKind,
+        SyscallMode, SyscallQuery, SyscallRow, SyscallSort, SyscallSummary, SyscallWait,
+        query_syscalls_response::Part,
+    },
 };
 use prost_types::Timestamp;
 use tonic::{Code, Status};
 
 use crate::{
     ask::{Asked, Selection, ToldBy as _, in_order, nobody},
-    hub::{Hub, Responses, Wanted},
+    hub::{Hub, Wanted},
     ledger::trimmed,
     times::{earlier_by, earliest, latest, shift, shift_row},
 };
@@ -225,12 +228,7 @@ impl Hub {
             all.matched_rows = groups;
         }
         Ok(self.deliver(permit, async move |sender| {
-            let mut rest = rows.into_iter();
-            loop {
-                let rows: Vec<SyscallRow> = rest.by_ref().take(BATCH).collect();
-                if rows.is_empty() {
-                    break;
-                }
+            for rows in batches(rows, BATCH) {
                 let batch = Part::Batch(SyscallBatch { rows });
                 sender.send(QuerySyscallsResponse { part: Some(batch) }).await?;
             }

@@ -16,7 +16,10 @@ pub mod v1 {
     tonic::include_proto!("orb8.v1");
 }
 
+mod answer;
 pub mod edges;
+
+pub use answer::{Responses, batches};
 
 /// Encoded `FileDescriptorSet` of the protocol, for the gRPC reflection service.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

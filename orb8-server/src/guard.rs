@@ -29,14 +29,17 @@ mod review;
 mod sight;
 mod view;
 
-use std::{net::IpAddr, pin::Pin, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 use futures::{Stream, StreamExt as _};
-use orb8_proto::v1::{
-    AgentStatus, FlowQuery, FlowReports, GetAgentStatusRequest, ListNodesRequest, ListPodsRequest,
-    ListPodsResponse, NodeInfo, NodePods, NodeStatus, QueryEdgesResponse, QueryFlowsResponse,
-    QueryStatusRequest, QuerySyscallsResponse, SetSyscallModeRequest, SetSyscallModeResponse,
-    StreamEventsRequest, StreamEventsResponse, SyscallQuery, orbit_service_server::OrbitService,
+use orb8_proto::{
+    Responses,
+    v1::{
+        AgentStatus, FlowQuery, FlowReports, GetAgentStatusRequest, ListNodesRequest, ListPodsRequest,
+        ListPodsResponse, NodeInfo, NodePods, NodeStatus, QueryEdgesResponse, QueryFlowsResponse,
+        QueryStatusRequest, QuerySyscallsResponse, SetSyscallModeRequest, SetSyscallModeResponse,
+        StreamEventsRequest, StreamEventsResponse, SyscallQuery, orbit_service_server::OrbitService,
+    },
 };
 use orb8_tls::{OPERATOR, Peer};
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
@@ -360,9 +363,6 @@ impl<S> Guard<S> {
         }
     }
 }
-
-/// The messages of an answer.
-pub type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Hands an answer on; the client's place is theirs until it ends.
 fn hand_on<T: Send + 'static>(

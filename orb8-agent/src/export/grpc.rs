@@ -1,10 +1,10 @@
 //! The gRPC service: flows, status and events.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use futures::{FutureExt as _, Stream, stream};
+use futures::{FutureExt as _, stream};
 use orb8_proto::{
-    edges,
+    Responses, batches, edges,
     v1::{
         self, AgentStatus, FlowBatch, FlowQuery, GetAgentStatusRequest, QueryFlowsResponse,
         StreamEventsRequest, StreamEventsResponse, orbit_service_server::OrbitService,
@@ -127,8 +127,6 @@ impl Orbit {
         .map_err(|error| Status::internal(format!("the query failed: {error}")))?
     }
 }
-
-type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl OrbitService for Orbit {
@@ -340,12 +338,7 @@ impl OrbitService for Orbit {
         tokio::spawn(async move {
             let _permit = permit;
             let part = |part| v1::QueryEdgesResponse { part: Some(part) };
-            let mut rest = joined.into_iter();
-            loop {
-                let edges: Vec<_> = rest.by_ref().take(EDGES_A_MESSAGE).collect();
-                if edges.is_empty() {
-                    break;
-                }
+            for edges in batches(joined, EDGES_A_MESSAGE) {
                 let batch = part(Part::Batch(v1::EdgeBatch { edges }));
                 if sender.send_timeout(Ok(batch), PATIENCE).await.is_err() {
                     return;

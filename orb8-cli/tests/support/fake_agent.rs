@@ -5,7 +5,6 @@ mod fake_calls;
 
 use std::{
     net::SocketAddr,
-    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicI64, Ordering},
@@ -13,21 +12,25 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use orb8_proto::v1::{
-    AgentStatus, Attribution, Check, ContainerStatus, Direction, Endpoint, EndpointKind, EventLoss, Flow,
-    FlowBatch, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, InterfaceStatus, KubernetesStatus,
-    LedgerRow, Limit, ListPodsRequest, ListPodsResponse, NetworkEvent, NetworkEventKind, ObservationPoint,
-    PodHealth, PodInterface, PodStatus, ProgramStatus, QueryFlowsResponse, QuerySyscallsResponse, Reporter,
-    Service, SetSyscallModeRequest, SetSyscallModeResponse, Setting, State, StreamEventsRequest,
-    StreamEventsResponse, SyscallBatch, SyscallMode, SyscallQuery, Verdict, WatchStatus,
-    observation_point::Point,
-    orbit_service_server::{OrbitService, OrbitServiceServer},
-    query_flows_response::Part,
-    query_syscalls_response::Part as CallsPart,
-    stream_events_response::Event,
+use orb8_proto::{
+    Responses,
+    v1::{
+        AgentStatus, Attribution, Check, ContainerStatus, Direction, Endpoint, EndpointKind, EventLoss, Flow,
+        FlowBatch, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, InterfaceStatus,
+        KubernetesStatus, LedgerRow, Limit, ListPodsRequest, ListPodsResponse, NetworkEvent,
+        NetworkEventKind, ObservationPoint, PodHealth, PodInterface, PodStatus, ProgramStatus,
+        QueryFlowsResponse, QuerySyscallsResponse, Reporter, Service, SetSyscallModeRequest,
+        SetSyscallModeResponse, Setting, State, StreamEventsRequest, StreamEventsResponse, SyscallBatch,
+        SyscallMode, SyscallQuery, Verdict, WatchStatus,
+        observation_point::Point,
+        orbit_service_server::{OrbitService, OrbitServiceServer},
+        query_flows_response::Part,
+        query_syscalls_response::Part as CallsPart,
+        stream_events_response::Event,
+    },
 };
 use prost_types::Timestamp;
-use tokio_stream::{Stream, StreamExt as _, wrappers::TcpListenerStream};
+use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
 use tonic::{Request, Response, Status};
 
 /// 2026-01-02T03:04:05Z
@@ -603,7 +606,7 @@ impl FakeAgent {
 
 impl FakeAgent {
     /// These events, then silence until the client goes; or the same again and again.
-    fn told_on(&self, events: Vec<Event>) -> Answers<StreamEventsResponse> {
+    fn told_on(&self, events: Vec<Event>) -> Responses<StreamEventsResponse> {
         let events: Vec<_> = events
             .into_iter()
             .map(|event| Ok(StreamEventsResponse { event: Some(event) }))
@@ -616,8 +619,6 @@ impl FakeAgent {
         Box::pin(first.chain(tokio_stream::pending()))
     }
 }
-
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 fn answered(story: Story) -> orb8_proto::v1::NodeAnswer {
     orb8_proto::v1::NodeAnswer {
@@ -632,7 +633,7 @@ impl OrbitService for FakeAgent {
     async fn query_syscalls(
         &self,
         request: Request<SyscallQuery>,
-    ) -> Result<Response<Answers<QuerySyscallsResponse>>, Status> {
+    ) -> Result<Response<Responses<QuerySyscallsResponse>>, Status> {
         let mut query = request.into_inner();
         // As the protocol says: instead of `since`.
         if let Some(cursor) = query.cursors.pop() {
@@ -707,7 +708,7 @@ impl OrbitService for FakeAgent {
     async fn query_flows(
         &self,
         request: Request<FlowQuery>,
-    ) -> Result<Response<Answers<QueryFlowsResponse>>, Status> {
+    ) -> Result<Response<Responses<QueryFlowsResponse>>, Status> {
         let mut query = request.into_inner();
         // As the protocol says: instead of `since`.
         if let Some(cursor) = query.cursors.pop() {
@@ -847,7 +848,7 @@ impl OrbitService for FakeAgent {
     async fn query_edges(
         &self,
         request: Request<FlowQuery>,
-    ) -> Result<Response<Answers<orb8_proto::v1::QueryEdgesResponse>>, Status> {
+    ) -> Result<Response<Responses<orb8_proto::v1::QueryEdgesResponse>>, Status> {
         use orb8_proto::v1::{
             EdgeBatch, EdgeSummary, QueryEdgesResponse, query_edges_response::Part as EdgePart,
         };
@@ -877,7 +878,7 @@ impl OrbitService for FakeAgent {
     async fn list_nodes(
         &self,
         _request: Request<orb8_proto::v1::ListNodesRequest>,
-    ) -> Result<Response<Answers<orb8_proto::v1::NodeInfo>>, Status> {
+    ) -> Result<Response<Responses<orb8_proto::v1::NodeInfo>>, Status> {
         let info = orb8_proto::v1::NodeInfo {
             name: node(self.story).into(),
             state: orb8_proto::v1::NodeState::Answered.into(),
@@ -894,7 +895,7 @@ impl OrbitService for FakeAgent {
     async fn query_status(
         &self,
         _request: Request<orb8_proto::v1::QueryStatusRequest>,
-    ) -> Result<Response<Answers<orb8_proto::v1::NodeStatus>>, Status> {
+    ) -> Result<Response<Responses<orb8_proto::v1::NodeStatus>>, Status> {
         let status = self
             .get_agent_status(Request::new(GetAgentStatusRequest {}))
             .await?;
@@ -908,7 +909,7 @@ impl OrbitService for FakeAgent {
     async fn query_pods(
         &self,
         request: Request<ListPodsRequest>,
-    ) -> Result<Response<Answers<orb8_proto::v1::NodePods>>, Status> {
+    ) -> Result<Response<Responses<orb8_proto::v1::NodePods>>, Status> {
         let pods = self.list_pods(request).await?;
         let part = orb8_proto::v1::NodePods {
             answer: Some(answered(self.story)),
@@ -920,7 +921,7 @@ impl OrbitService for FakeAgent {
     async fn stream_events(
         &self,
         request: Request<StreamEventsRequest>,
-    ) -> Result<Response<Answers<StreamEventsResponse>>, Status> {
+    ) -> Result<Response<Responses<StreamEventsResponse>>, Status> {
         let request = request.into_inner();
         self.asked.events.lock().unwrap().push(request.clone());
         if request.syscall.is_some() {

@@ -1,7 +1,6 @@
 //! An agent that tells a story, and may behave badly.
 
 use std::{
-    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicI32, AtomicUsize, Ordering},
@@ -9,17 +8,20 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, StreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use orb8_fleet::{Clock, Member, Reach, Trouble};
-use orb8_proto::v1::{
-    AgentStatus, Flow, FlowBatch, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, LedgerRow,
-    ListNodesRequest, ListPodsRequest, ListPodsResponse, NetworkEvent, NodeInfo, NodeState,
-    QueryFlowsResponse, QuerySyscallsResponse, SetSyscallModeRequest, SetSyscallModeResponse,
-    StreamEventsRequest, StreamEventsResponse, SyscallBatch, SyscallQuery, SyscallRow, SyscallSummary,
-    orbit_service_server::{OrbitService, OrbitServiceServer},
-    query_flows_response::Part,
-    query_syscalls_response::Part as CallsPart,
-    stream_events_response::Event,
+use orb8_proto::{
+    Responses,
+    v1::{
+        AgentStatus, Flow, FlowBatch, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, LedgerRow,
+        ListNodesRequest, ListPodsRequest, ListPodsResponse, NetworkEvent, NodeInfo, NodeState,
+        QueryFlowsResponse, QuerySyscallsResponse, SetSyscallModeRequest, SetSyscallModeResponse,
+        StreamEventsRequest, StreamEventsResponse, SyscallBatch, SyscallQuery, SyscallRow, SyscallSummary,
+        orbit_service_server::{OrbitService, OrbitServiceServer},
+        query_flows_response::Part,
+        query_syscalls_response::Part as CallsPart,
+        stream_events_response::Event,
+    },
 };
 use prost_types::Timestamp;
 use tokio::net::TcpListener;
@@ -131,8 +133,6 @@ impl Story {
 /// Its service.
 struct Told(Arc<Story>);
 
-type Answer<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
 /// Counts a stream for as long as it is there.
 struct Streaming(Arc<Story>);
 
@@ -147,7 +147,7 @@ impl OrbitService for Told {
     async fn query_flows(
         &self,
         request: Request<FlowQuery>,
-    ) -> Result<Response<Answer<QueryFlowsResponse>>, Status> {
+    ) -> Result<Response<Responses<QueryFlowsResponse>>, Status> {
         let query = request.into_inner();
         self.0.asked.lock().unwrap().push(FlowQuery {
             since: query.cursors.first().map_or(query.since, |cursor| cursor.time),
@@ -200,7 +200,7 @@ impl OrbitService for Told {
     async fn query_syscalls(
         &self,
         _request: Request<SyscallQuery>,
-    ) -> Result<Response<Answer<QuerySyscallsResponse>>, Status> {
+    ) -> Result<Response<Responses<QuerySyscallsResponse>>, Status> {
         self.0.behave().await?;
         let rows = self.0.rows.lock().unwrap().clone();
         let summary = SyscallSummary {
@@ -220,7 +220,7 @@ impl OrbitService for Told {
     async fn stream_events(
         &self,
         _request: Request<StreamEventsRequest>,
-    ) -> Result<Response<Answer<StreamEventsResponse>>, Status> {
+    ) -> Result<Response<Responses<StreamEventsResponse>>, Status> {
         self.0.behave().await?;
         self.0.streams.fetch_add(1, Ordering::Relaxed);
         let streaming = Streaming(self.0.clone());
@@ -278,7 +278,7 @@ impl OrbitService for Told {
     async fn list_nodes(
         &self,
         _request: Request<ListNodesRequest>,
-    ) -> Result<Response<Answer<NodeInfo>>, Status> {
+    ) -> Result<Response<Responses<NodeInfo>>, Status> {
         self.0.behave().await?;
         let info = NodeInfo {
             name: self.0.name.clone(),

@@ -1,30 +1,28 @@
 //! Agents that hold what a test may see and what it may not: everything of the latter has `hush` in its name.
 
-use std::{
-    pin::Pin,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
 };
 
-use futures::{Stream, StreamExt as _};
-use orb8_proto::v1::{
-    AgentStatus, Attribution, Direction, Endpoint, EndpointKind, EventBatch, EventLoss, Flow, FlowBatch,
-    FlowQuery, FlowReports, FlowSummary, GetAgentStatusRequest, InterfaceStatus, LedgerRow, ListNodesRequest,
-    ListPodsRequest, ListPodsResponse, NetworkEvent, NodeInfo, NodeState, ObservationPoint, PodStatus,
-    QueryFlowsResponse, QuerySyscallsResponse, Reporter, Service, SetSyscallModeRequest,
-    SetSyscallModeResponse, Setting, StreamEventsRequest, StreamEventsResponse, SyscallBatch, SyscallEvent,
-    SyscallQuery, SyscallRow, SyscallSummary, observation_point::Point, orbit_service_server::OrbitService,
-    orbit_service_server::OrbitServiceServer, query_flows_response, query_syscalls_response,
-    stream_events_response::Event,
+use futures::StreamExt as _;
+use orb8_proto::{
+    Responses,
+    v1::{
+        AgentStatus, Attribution, Direction, Endpoint, EndpointKind, EventBatch, EventLoss, Flow, FlowBatch,
+        FlowQuery, FlowReports, FlowSummary, GetAgentStatusRequest, InterfaceStatus, LedgerRow,
+        ListNodesRequest, ListPodsRequest, ListPodsResponse, NetworkEvent, NodeInfo, NodeState,
+        ObservationPoint, PodStatus, QueryFlowsResponse, QuerySyscallsResponse, Reporter, Service,
+        SetSyscallModeRequest, SetSyscallModeResponse, Setting, StreamEventsRequest, StreamEventsResponse,
+        SyscallBatch, SyscallEvent, SyscallQuery, SyscallRow, SyscallSummary, observation_point::Point,
+        orbit_service_server::OrbitService, orbit_service_server::OrbitServiceServer, query_flows_response,
+        query_syscalls_response, stream_events_response::Event,
+    },
 };
 use orb8_tls::{Acceptor, ClientCertificates, ConnectionCounts, ConnectionLimits, TlsFiles, incoming};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
-
-type Answer<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// An agent.
 #[derive(Clone)]
@@ -215,7 +213,7 @@ fn ledger() -> Vec<LedgerRow> {
     }]
 }
 
-fn stream<T: Send + 'static>(messages: Vec<T>) -> Result<Response<Answer<T>>, Status> {
+fn stream<T: Send + 'static>(messages: Vec<T>) -> Result<Response<Responses<T>>, Status> {
     Ok(Response::new(Box::pin(futures::stream::iter(
         messages.into_iter().map(Ok),
     ))))
@@ -239,7 +237,7 @@ impl OrbitService for FakeAgent {
     async fn query_flows(
         &self,
         request: Request<FlowQuery>,
-    ) -> Result<Response<Answer<QueryFlowsResponse>>, Status> {
+    ) -> Result<Response<Responses<QueryFlowsResponse>>, Status> {
         use query_flows_response::Part;
         assert!(
             request.metadata().get("authorization").is_none(),
@@ -283,7 +281,7 @@ impl OrbitService for FakeAgent {
     async fn query_syscalls(
         &self,
         request: Request<SyscallQuery>,
-    ) -> Result<Response<Answer<QuerySyscallsResponse>>, Status> {
+    ) -> Result<Response<Responses<QuerySyscallsResponse>>, Status> {
         use query_syscalls_response::Part;
         let filter = request.into_inner().filter.unwrap_or_default();
         let mut rows = vec![call("shop", "cart"), call("hush-ns", "hush-db"), call("", "")];
@@ -307,7 +305,7 @@ impl OrbitService for FakeAgent {
     async fn stream_events(
         &self,
         _: Request<StreamEventsRequest>,
-    ) -> Result<Response<Answer<StreamEventsResponse>>, Status> {
+    ) -> Result<Response<Responses<StreamEventsResponse>>, Status> {
         let flows = all_flows(self.name).into_iter().map(|flow| {
             Event::Network(NetworkEvent {
                 flow: Some(flow),
@@ -353,7 +351,10 @@ impl OrbitService for FakeAgent {
         }))
     }
 
-    async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<Answer<NodeInfo>>, Status> {
+    async fn list_nodes(
+        &self,
+        _: Request<ListNodesRequest>,
+    ) -> Result<Response<Responses<NodeInfo>>, Status> {
         stream(vec![NodeInfo {
             name: self.name.into(),
             state: NodeState::Answered.into(),

@@ -30,8 +30,9 @@ const NODES: usize = 1000;
 const EVENTS: usize = 100_000;
 const TARGET_MS: f64 = 500.0;
 const TARGET_MIB: f64 = 512.0;
-/// Which of the kinds of questions is that about edges, in their order.
-const EDGES: usize = 3;
+/// The question that is told apart from the others: all flows of the namespace, from both of their ends, come to the server to
+/// be joined.
+const EDGES: &str = "edges of a namespace, the 50 largest";
 
 /// Measures and reports.
 ///
@@ -111,6 +112,11 @@ impl Server {
     fn cpu(&self) -> f64 {
         cpu_of(self.child.id())
     }
+
+    /// The same, and that of this process: of the agents and the client.
+    fn and_own_cpu(&self) -> [f64; 2] {
+        [self.cpu(), cpu_of(std::process::id())]
+    }
 }
 
 /// Seconds that a process has been on a processor.
@@ -154,26 +160,31 @@ async fn measure(program: &Path, quick: bool, report: &mut Report) -> Result<()>
 
     let times = if quick { 20 } else { 100 };
     let mut rows = Vec::new();
-    // By kind: p99 in ms, and what it is made of.
-    let mut kinds: Vec<(f64, String)> = Vec::new();
-    let cpus = || [server.cpu(), cpu_of(std::process::id())];
-    let mut cpu = cpus();
+    // Of those about edges, and of the others: p99 of the slowest kind in ms, and what it is made of.
+    let (mut edges_slowest, mut slowest) = ((0.0, String::new()), (0.0, String::new()));
+    let mut cpu = server.and_own_cpu();
     let mut add = |what: &str, about: String, taken: &[f64]| {
         let (p50, p99) = (percentile(taken, 0.5), percentile(taken, 0.99));
-        let before = std::mem::replace(&mut cpu, cpus());
+        let before = std::mem::replace(&mut cpu, server.and_own_cpu());
         let each = |process: usize| {
             format!(
                 "{:.0}",
                 (cpu[process] - before[process]) * 1e3 / taken.len() as f64
             )
         };
-        let why = format!(
-            "{} ms of a processor for the server and {} for the agents and the client, which share two cores; 20 agents in a \
-             thousand take 300 ms by themselves",
-            each(0),
-            each(1)
-        );
-        kinds.push((p99, why));
+        let of_kind = match what {
+            EDGES => &mut edges_slowest,
+            _ => &mut slowest,
+        };
+        if p99 > of_kind.0 {
+            let why = format!(
+                "{} ms of a processor for the server and {} for the agents and the client, which share two cores; 20 agents in a \
+                 thousand take 300 ms by themselves",
+                each(0),
+                each(1)
+            );
+            *of_kind = (p99, why);
+        }
         rows.push(vec![
             what.to_owned(),
             about,
@@ -239,7 +250,7 @@ async fn measure(program: &Path, quick: bool, report: &mut Report) -> Result<()>
         about = edges(&mut client, query).await?;
         taken.push(began.elapsed().as_secs_f64() * 1e3);
     }
-    add("edges of a namespace, the 50 largest", about, &taken);
+    add(EDGES, about, &taken);
     let mut taken = Vec::new();
     let mut about = String::new();
     for _ in 0..times.min(50) {
@@ -272,19 +283,10 @@ async fn measure(program: &Path, quick: bool, report: &mut Report) -> Result<()>
         follow(&server, &mut client, if quick { 5 } else { 15 }).await?;
     let (now, most) = server.memory();
     // Edges are of another kind: all flows of the namespace, from both of their ends, come to the server to be joined.
-    let (edges, others): (Vec<_>, Vec<_>) = kinds
-        .into_iter()
-        .enumerate()
-        .partition(|(kind, _)| *kind == EDGES);
-    for (what, kinds) in [
-        ("flows and system calls, the slowest kind of question", others),
-        ("edges of a namespace", edges),
+    for (what, (p99, why)) in [
+        ("flows and system calls, the slowest kind of question", slowest),
+        ("edges of a namespace", edges_slowest),
     ] {
-        let slowest = kinds
-            .into_iter()
-            .map(|(_, kind)| kind)
-            .max_by(|a, b| a.0.total_cmp(&b.0));
-        let (p99, why) = slowest.unwrap_or_default();
         report.verdict(
             &format!("{what}, over {NODES} agents"),
             "p99 < 500 ms",
@@ -428,8 +430,7 @@ async fn follow(server: &Server, client: &mut Client, seconds: u64) -> Result<(f
     while warm.elapsed() < Duration::from_secs(3) {
         stream.message().await?;
     }
-    let cpus = || [server.cpu(), cpu_of(std::process::id())];
-    let (began, before) = (Instant::now(), cpus());
+    let (began, before) = (Instant::now(), server.and_own_cpu());
     while began.elapsed() < Duration::from_secs(seconds) {
         let Some(event) = stream.message().await?.and_then(|response| response.event) else {
             break;
@@ -451,7 +452,7 @@ async fn follow(server: &Server, client: &mut Client, seconds: u64) -> Result<(f
         }
     }
     let elapsed = began.elapsed().as_secs_f64();
-    let after = cpus();
+    let after = server.and_own_cpu();
     let shares = [0, 1].map(|process| (after[process] - before[process]) / elapsed);
     Ok((came as f64 / elapsed, lost, shares))
 }

@@ -2,24 +2,26 @@
 
 use std::{
     net::SocketAddr,
-    pin::Pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use anyhow::Result;
-use futures::{Stream, StreamExt as _, stream};
-use orb8_proto::v1::{
-    AgentStatus, Attribution, Endpoint, EndpointKind, EventBatch, Flow, FlowBatch, FlowQuery, FlowReports,
-    FlowSummary, GetAgentStatusRequest, LedgerRow, ListNodesRequest, ListPodsRequest, ListPodsResponse,
-    NetworkEvent, NodeInfo, NodeState, ObservationPoint, QueryFlowsResponse, QuerySyscallsResponse, Reporter,
-    StreamEventsRequest, StreamEventsResponse, SyscallBatch, SyscallMode, SyscallQuery, SyscallRow,
-    SyscallSummary,
-    observation_point::Point,
-    orbit_service_server::{OrbitService, OrbitServiceServer},
-    query_flows_response::Part,
-    query_syscalls_response::Part as CallsPart,
-    stream_events_response::Event,
+use futures::{StreamExt as _, stream};
+use orb8_proto::{
+    Responses,
+    v1::{
+        AgentStatus, Attribution, Endpoint, EndpointKind, EventBatch, Flow, FlowBatch, FlowQuery,
+        FlowReports, FlowSummary, GetAgentStatusRequest, LedgerRow, ListNodesRequest, ListPodsRequest,
+        ListPodsResponse, NetworkEvent, NodeInfo, NodeState, ObservationPoint, QueryFlowsResponse,
+        QuerySyscallsResponse, Reporter, StreamEventsRequest, StreamEventsResponse, SyscallBatch,
+        SyscallMode, SyscallQuery, SyscallRow, SyscallSummary,
+        observation_point::Point,
+        orbit_service_server::{OrbitService, OrbitServiceServer},
+        query_flows_response::Part,
+        query_syscalls_response::Part as CallsPart,
+        stream_events_response::Event,
+    },
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -287,14 +289,12 @@ impl Agent {
     }
 }
 
-type Answer<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
 #[tonic::async_trait]
 impl OrbitService for Agent {
     async fn query_flows(
         &self,
         request: Request<FlowQuery>,
-    ) -> Result<Response<Answer<QueryFlowsResponse>>, Status> {
+    ) -> Result<Response<Responses<QueryFlowsResponse>>, Status> {
         self.take_time().await;
         let query = request.into_inner();
         let filter = query.filter.clone().unwrap_or_default();
@@ -352,7 +352,7 @@ impl OrbitService for Agent {
     async fn query_syscalls(
         &self,
         _request: Request<SyscallQuery>,
-    ) -> Result<Response<Answer<QuerySyscallsResponse>>, Status> {
+    ) -> Result<Response<Responses<QuerySyscallsResponse>>, Status> {
         self.take_time().await;
         let summary = SyscallSummary {
             node: self.node.clone(),
@@ -374,7 +374,7 @@ impl OrbitService for Agent {
     async fn stream_events(
         &self,
         _request: Request<StreamEventsRequest>,
-    ) -> Result<Response<Answer<StreamEventsResponse>>, Status> {
+    ) -> Result<Response<Responses<StreamEventsResponse>>, Status> {
         let flow = self.flows.first().cloned();
         let mut ticks = tokio::time::interval(BURST);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
@@ -425,7 +425,7 @@ impl OrbitService for Agent {
     async fn list_nodes(
         &self,
         _request: Request<ListNodesRequest>,
-    ) -> Result<Response<Answer<NodeInfo>>, Status> {
+    ) -> Result<Response<Responses<NodeInfo>>, Status> {
         let version = match self.manner {
             Manner::Lying => "9.9.9",
             _ => env!("CARGO_PKG_VERSION"),
