@@ -1,10 +1,12 @@
 //! A connection to each agent, and how it is.
 //!
-//! Each agent has a task that asks it regularly whether it lives ([`ListNodes`](ListNodesRequest)), which also tells what
+//! Each agent has a task that asks it regularly whether it lives ([`heartbeat`]), which also tells what
 //! time it has. What the tasks find is published together, so that a thousand changes are not a thousand copies.
 
+mod heartbeat;
+
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -13,9 +15,7 @@ use std::{
 };
 
 use orb8_fleet::{Clock, Member, Members, Reach, Trouble, innermost};
-use orb8_proto::v1::{
-    ListNodesRequest, ListPodsRequest, NodeInfo, NodeState, orbit_service_client::OrbitServiceClient,
-};
+use orb8_proto::v1::{ListPodsRequest, NodeInfo, NodeState, orbit_service_client::OrbitServiceClient};
 use orb8_tls::{Connector, dial};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,7 @@ use tonic::{
 };
 use tracing::{debug, info};
 
+use self::heartbeat::{ClockSamples, heartbeat};
 use crate::{
     discovery::{Agents, Discovery, Found},
     pods::PodMap,
@@ -43,8 +44,6 @@ const BACK_OFF_MOST: Duration = Duration::from_secs(10);
 /// An agent that has left is named in answers for so long: another one may be about to take its place, and until then the
 /// node's part is missing.
 const LEFT_NAMED: Duration = Duration::from_mins(1);
-/// The clock is measured by the best of so many heartbeats.
-const SAMPLES: usize = 8;
 /// Bytes that an agent may send before they are taken: of one answer, and of all of its answers together. A thousand agents
 /// may all be at this limit.
 const WINDOW: u32 = 64 << 10;
@@ -354,82 +353,6 @@ async fn learn_pods(shared: &Shared, name: &str, client: &mut OrbitServiceClient
     }
 }
 
-/// What an agent answers to the question whether it lives.
-struct Beat {
-    info: NodeInfo,
-    /// Its clock minus ours, if it told the time.
-    offset_ns: Option<i64>,
-    round_trip: Duration,
-}
-
-async fn heartbeat(client: &mut OrbitServiceClient<Channel>, deadline: Duration) -> Result<Beat, Status> {
-    let ask = async {
-        let (sent, clock) = (wall_clock::now_ns(), Instant::now());
-        let answer = client.list_nodes(ListNodesRequest::default()).await;
-        let info = match answer {
-            Ok(stream) => stream.into_inner().message().await?.unwrap_or_default(),
-            // It lives, and is older than this question.
-            Err(status) if status.code() == Code::Unimplemented => NodeInfo::default(),
-            Err(status) => return Err(status),
-        };
-        let round_trip = clock.elapsed();
-        let middle = sent + round_trip.as_nanos().cast_signed() / 2;
-        let offset_ns = info
-            .time
-            .as_ref()
-            .and_then(|time| i64::try_from(wall_clock::ns(time) - middle).ok());
-        Ok(Beat {
-            info,
-            offset_ns,
-            round_trip,
-        })
-    };
-    tokio::time::timeout(deadline, ask).await.unwrap_or_else(|_| {
-        Err(Status::deadline_exceeded(format!(
-            "nothing heard for {} s",
-            deadline.as_secs_f64()
-        )))
-    })
-}
-
-/// What an agent's clock was found to be, lately.
-#[derive(Debug, Default)]
-struct ClockSamples(VecDeque<(Duration, i64)>);
-
-impl ClockSamples {
-    fn add(&mut self, beat: &Beat) {
-        if let Some(offset) = beat.offset_ns {
-            if self.0.len() == SAMPLES {
-                self.0.pop_front();
-            }
-            // A clock that was set makes what was measured before wrong.
-            let was_set = |(round_trip, old): &(Duration, i64)| {
-                let most = (*round_trip + beat.round_trip).as_nanos() / 2 + 1_000_000;
-                u128::from(old.abs_diff(offset)) > most
-            };
-            if self.0.iter().any(was_set) {
-                self.0.clear();
-            }
-            self.0.push_back((beat.round_trip, offset));
-        }
-    }
-
-    /// That of the shortest round trip: the less time there is to be divided, the less can be wrong.
-    fn clock(&self) -> Clock {
-        self.0
-            .iter()
-            .min()
-            .map_or_else(Clock::default, |(round_trip, offset)| Clock {
-                offset_ns: *offset,
-                error_ns: u64::try_from(round_trip.as_nanos() / 2).unwrap_or(u64::MAX),
-            })
-    }
-
-    fn round_trip(&self) -> Option<Duration> {
-        self.0.iter().map(|(round_trip, _)| *round_trip).min()
-    }
-}
-
 fn explain(status: &Status, trouble: &Trouble) -> (NodeState, String) {
     let reason = match status.code() {
         Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal => trouble
@@ -583,26 +506,5 @@ mod tests {
         agents.send_replace(Some(Arc::default()));
         within("named again", &has_left).await;
         within("forgotten", &|reason| reason.is_none()).await;
-    }
-
-    #[test]
-    fn the_shortest_round_trip_tells_the_clock() {
-        let mut clock = ClockSamples::default();
-        let mut beat = |ms, offset_ns| {
-            clock.add(&Beat {
-                info: NodeInfo::default(),
-                offset_ns: Some(offset_ns),
-                round_trip: Duration::from_millis(ms),
-            });
-            clock.clock()
-        };
-        assert_eq!(beat(10, 4_000_000).offset_ns, 4_000_000);
-        assert_eq!(beat(2, 100_000).offset_ns, 100_000);
-        let clock_now = beat(8, 3_000_000);
-        assert_eq!((clock_now.offset_ns, clock_now.error_ns), (100_000, 1_000_000));
-        assert_eq!(clock_now.correction_ns(), 0);
-        // Set by an hour.
-        let clock_now = beat(8, 3_600_000_000_000);
-        assert_eq!(clock_now.correction_ns(), 3_600_000_000_000);
     }
 }
