@@ -1,0 +1,7 @@
+//! What the GPUs of a node do, and for whom.
+//!
+//! A source samples devices ([`sample`]); the kubelet says who holds which ([`allocation`]).
+
+pub mod allocation;
+pub mod id;
+pub mod sample;
