@@ -4,4 +4,5 @@
 
 pub mod allocation;
 pub mod id;
+pub mod nvml;
 pub mod sample;

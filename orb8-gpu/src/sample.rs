@@ -90,6 +90,9 @@ pub struct Mig {
     pub uuid: Option<Uuid>,
     /// Such as `1g.10gb`.
     pub profile: Option<String>,
+    /// UUIDs of further compute instances in it. They share its memory and are not told apart: whoever holds one of them
+    /// holds a part of the instance.
+    pub others: Vec<Uuid>,
 }
 
 /// A pod and container that an exporter names for a device.
