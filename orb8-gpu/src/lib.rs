@@ -3,6 +3,7 @@
 //! A source samples devices ([`sample`]); the kubelet says who holds which ([`allocation`]).
 
 pub mod allocation;
+pub mod dcgm;
 pub mod id;
 pub mod nvml;
 pub mod sample;
