@@ -17,6 +17,13 @@ use orb8_proto::{
         QueryStatusRequest, QuerySyscallsResponse, SetSyscallModeRequest, SetSyscallModeResponse,
         StreamEventsRequest, StreamEventsResponse, SyscallQuery, orbit_service_server::OrbitService,
     },
+use futures::Stream;
+use orb8_proto::v1::{
+    AgentStatus, FlowFilter, FlowQuery, GetAgentStatusRequest, GpuQuery, ListNodesRequest, ListPodsRequest,
+    ListPodsResponse, NodeInfo, NodePods, NodeStatus, QueryEdgesResponse, QueryFlowsResponse,
+    QueryGpusResponse, QueryStatusRequest, QuerySyscallsResponse, SetSyscallModeRequest,
+    SetSyscallModeResponse, StreamEventsRequest, StreamEventsResponse, SyscallQuery,
+    orbit_service_server::OrbitService,
 };
 use prost_types::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -84,7 +91,8 @@ pub struct Limits {
     pub patience: Duration,
     /// Largest message that is taken from an agent, bytes.
     pub max_message: usize,
-    /// Flows that are joined into edges at most, and rows that are summed: bounds memory.
+    /// Flows that are joined into edges at most, rows that are summed, and devices, of which each counts as several: bounds
+    /// memory.
     pub max_rows: usize,
 }
 
@@ -337,6 +345,13 @@ impl OrbitService for Hub {
         request: Request<SyscallQuery>,
     ) -> Result<Response<Responses<QuerySyscallsResponse>>, Status> {
         self.syscalls(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn query_gpus(
+        &self,
+        request: Request<GpuQuery>,
+    ) -> Result<Response<Responses<QueryGpusResponse>>, Status> {
+        self.gpus(request.into_inner()).await.map(Response::new)
     }
 
     async fn stream_events(
