@@ -412,6 +412,7 @@ impl OrbitService for Orbit {
             syscall_sampling,
             nodes,
             batch,
+            ..
         } = request.into_inner();
         let invalid = |error: &dyn std::fmt::Display| Status::invalid_argument(error.to_string());
         // Who names neither gets both.

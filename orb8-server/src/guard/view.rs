@@ -277,7 +277,7 @@ impl View {
                 return Some(Event::Node(answer));
             }
             // Of batches in batches nothing is told: there are none.
-            Event::Batch(_) => None,
+            Event::Gpu(_) | Event::Batch(_) => None,
         };
         if event.is_none() {
             self.drop_rows(1);
