@@ -15,12 +15,9 @@ use std::{
 use orb8_proto::{
     Responses,
     v1::{
-        EventBatch, EventLoss, NetworkEvent, NodeAnswer, NodeState, StreamEventsRequest,
+        EventBatch, EventLoss, GpuEvent, NetworkEvent, NodeAnswer, NodeState, StreamEventsRequest,
         StreamEventsResponse, stream_events_response::Event,
     },
-use orb8_proto::v1::{
-    EventBatch, EventLoss, GpuEvent, NetworkEvent, NodeAnswer, NodeState, StreamEventsRequest,
-    StreamEventsResponse, stream_events_response::Event,
 };
 use tokio::{
     sync::mpsc,
@@ -31,10 +28,8 @@ use tonic::{Code, Status};
 
 use crate::{
     ask::{Asked, Selection, nobody},
-    hosts::name_hosts,
-    hub::Hub,
     hosts::{name_hosts, name_node},
-    hub::{Hub, Responses},
+    hub::Hub,
     member::Reach,
     times::shift_event,
 };

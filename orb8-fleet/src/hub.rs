@@ -12,18 +12,11 @@ use std::{
 use orb8_proto::{
     Responses,
     v1::{
-        AgentStatus, FlowFilter, FlowQuery, GetAgentStatusRequest, ListNodesRequest, ListPodsRequest,
-        ListPodsResponse, NodeInfo, NodePods, NodeStatus, QueryEdgesResponse, QueryFlowsResponse,
+        AgentStatus, FlowFilter, FlowQuery, GetAgentStatusRequest, GpuQuery, ListNodesRequest, ListPodsRequest,
+        ListPodsResponse, NodeInfo, NodePods, NodeStatus, QueryEdgesResponse, QueryFlowsResponse, QueryGpusResponse,
         QueryStatusRequest, QuerySyscallsResponse, SetSyscallModeRequest, SetSyscallModeResponse,
         StreamEventsRequest, StreamEventsResponse, SyscallQuery, orbit_service_server::OrbitService,
     },
-use futures::Stream;
-use orb8_proto::v1::{
-    AgentStatus, FlowFilter, FlowQuery, GetAgentStatusRequest, GpuQuery, ListNodesRequest, ListPodsRequest,
-    ListPodsResponse, NodeInfo, NodePods, NodeStatus, QueryEdgesResponse, QueryFlowsResponse,
-    QueryGpusResponse, QueryStatusRequest, QuerySyscallsResponse, SetSyscallModeRequest,
-    SetSyscallModeResponse, StreamEventsRequest, StreamEventsResponse, SyscallQuery,
-    orbit_service_server::OrbitService,
 };
 use prost_types::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};

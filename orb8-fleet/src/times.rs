@@ -6,7 +6,6 @@ use orb8_proto::v1::{
     Flow, GpuDevice, GpuEvent, GpuHolder, NetworkEvent, SyscallEvent, SyscallRow,
     stream_events_response::Event,
 };
-use orb8_proto::v1::{Flow, GpuEvent, NetworkEvent, SyscallEvent, SyscallRow, stream_events_response::Event};
 use prost_types::Timestamp;
 
 const SECOND: i128 = 1_000_000_000;
@@ -77,7 +76,6 @@ pub(crate) fn shift_event(event: &mut Event, ns: i64) {
             shift(time, ns);
             shift_holders(holders, ns);
         }
-        Event::Gpu(GpuEvent { time, .. }) => shift(time, ns),
         Event::Loss(_) | Event::Node(_) | Event::Batch(_) => {}
     }
 }

@@ -18,10 +18,10 @@ use orb8_proto::{
     Responses,
     v1::{
         AgentStatus, Attribution, Check, ContainerStatus, Direction, Endpoint, EndpointKind, EventLoss, Flow,
-        FlowBatch, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, InterfaceStatus,
+        FlowBatch, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, GpuQuery, InterfaceStatus,
         KubernetesStatus, LedgerRow, Limit, ListPodsRequest, ListPodsResponse, NetworkEvent,
         NetworkEventKind, ObservationPoint, PodHealth, PodInterface, PodStatus, ProgramStatus,
-        QueryFlowsResponse, QuerySyscallsResponse, Reporter, Service, SetSyscallModeRequest,
+        QueryFlowsResponse, QueryGpusResponse, QuerySyscallsResponse, Reporter, Service, SetSyscallModeRequest,
         SetSyscallModeResponse, Setting, State, StreamEventsRequest, StreamEventsResponse, SyscallBatch,
         SyscallMode, SyscallQuery, Verdict, WatchStatus,
         observation_point::Point,
@@ -30,19 +30,6 @@ use orb8_proto::{
         query_syscalls_response::Part as CallsPart,
         stream_events_response::Event,
     },
-use orb8_proto::v1::{
-    AgentStatus, Attribution, Check, ContainerStatus, Direction, Endpoint, EndpointKind, EventLoss, Flow,
-    FlowBatch, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, GpuQuery, InterfaceStatus,
-    KubernetesStatus, LedgerRow, Limit, ListPodsRequest, ListPodsResponse, NetworkEvent, NetworkEventKind,
-    ObservationPoint, PodHealth, PodInterface, PodStatus, ProgramStatus, QueryFlowsResponse,
-    QueryGpusResponse, QuerySyscallsResponse, Reporter, Service, SetSyscallModeRequest,
-    SetSyscallModeResponse, Setting, State, StreamEventsRequest, StreamEventsResponse, SyscallBatch,
-    SyscallMode, SyscallQuery, Verdict, WatchStatus,
-    observation_point::Point,
-    orbit_service_server::{OrbitService, OrbitServiceServer},
-    query_flows_response::Part,
-    query_syscalls_response::Part as CallsPart,
-    stream_events_response::Event,
 };
 use prost_types::Timestamp;
 use tokio_stream::{StreamExt as _, wrappers::TcpListenerStream};
@@ -656,7 +643,7 @@ impl OrbitService for FakeAgent {
     async fn query_gpus(
         &self,
         request: Request<GpuQuery>,
-    ) -> Result<Response<Answers<QueryGpusResponse>>, Status> {
+    ) -> Result<Response<Responses<QueryGpusResponse>>, Status> {
         let query = request.into_inner();
         self.asked.gpus.lock().unwrap().push(query.clone());
         let parts = fake_gpus::answer(self.story, &query, self.now())?;
@@ -887,7 +874,6 @@ impl OrbitService for FakeAgent {
         &self,
         request: Request<FlowQuery>,
     ) -> Result<Response<Responses<orb8_proto::v1::QueryEdgesResponse>>, Status> {
-    ) -> Result<Response<Answers<orb8_proto::v1::QueryEdgesResponse>>, Status> {
         use orb8_proto::v1::{
             EdgeBatch, EdgeSummary, QueryEdgesResponse, query_edges_response::Part as EdgePart,
         };

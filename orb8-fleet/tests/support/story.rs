@@ -13,27 +13,15 @@ use orb8_fleet::{Clock, Member, Reach, Trouble};
 use orb8_proto::{
     Responses,
     v1::{
-        AgentStatus, Flow, FlowBatch, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, LedgerRow,
+        AgentStatus, CudaBatch, CudaCalls, Flow, FlowBatch, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, GpuBatch, GpuDevice, GpuEvent, GpuQuery, GpuSource, GpuSummary, LedgerRow,
         ListNodesRequest, ListPodsRequest, ListPodsResponse, NetworkEvent, NodeInfo, NodeState,
-        QueryFlowsResponse, QuerySyscallsResponse, SetSyscallModeRequest, SetSyscallModeResponse,
+        QueryFlowsResponse, QueryGpusResponse, QuerySyscallsResponse, SetSyscallModeRequest, SetSyscallModeResponse,
         StreamEventsRequest, StreamEventsResponse, SyscallBatch, SyscallQuery, SyscallRow, SyscallSummary,
         orbit_service_server::{OrbitService, OrbitServiceServer},
         query_flows_response::Part,
-        query_syscalls_response::Part as CallsPart,
+        query_gpus_response::Part as GpusPart, query_syscalls_response::Part as CallsPart,
         stream_events_response::Event,
     },
-use orb8_proto::v1::{
-    AgentStatus, CudaBatch, CudaCalls, Flow, FlowBatch, FlowQuery, FlowSort, FlowSummary,
-    GetAgentStatusRequest, GpuBatch, GpuDevice, GpuEvent, GpuQuery, GpuSource, GpuSummary, LedgerRow,
-    ListNodesRequest, ListPodsRequest, ListPodsResponse, NetworkEvent, NodeInfo, NodeState,
-    QueryFlowsResponse, QueryGpusResponse, QuerySyscallsResponse, SetSyscallModeRequest,
-    SetSyscallModeResponse, StreamEventsRequest, StreamEventsResponse, SyscallBatch, SyscallQuery,
-    SyscallRow, SyscallSummary,
-    orbit_service_server::{OrbitService, OrbitServiceServer},
-    query_flows_response::Part,
-    query_gpus_response::Part as GpusPart,
-    query_syscalls_response::Part as CallsPart,
-    stream_events_response::Event,
 };
 use prost_types::Timestamp;
 use tokio::net::TcpListener;
