@@ -23,18 +23,29 @@ const COVERAGE: &[&str] = &[
     "-Ccodegen-units=1",
 ];
 
+/// Targets: their names, the crates that have them in their `fuzz` folder, and the longest input that makes sense, in bytes.
+const TARGETS: &[(&str, &str, u32)] = &[
+    ("parser", "orb8-probes", 512),
+    ("dcgm_page", "orb8-gpu", 16 << 10),
+    ("device_id", "orb8-gpu", 256),
+];
+
 /// Options of `fuzz`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// How long to fuzz, in seconds; building the target is not part of it.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
-    /// Target: a binary of orb8-probes/fuzz.
-    #[arg(long, default_value = "parser", value_name = "NAME")]
+    /// Target: a binary of a crate's `fuzz` folder.
+    #[arg(long, default_value = "parser", value_name = "NAME", value_parser = names())]
     target: String,
     /// Run only these inputs, such as one that a run has reported.
     #[arg(value_name = "INPUT")]
     inputs: Vec<PathBuf>,
+}
+
+fn names() -> clap::builder::PossibleValuesParser {
+    TARGETS.iter().map(|(name, ..)| *name).collect::<Vec<_>>().into()
 }
 
 /// Builds the target, then fuzzes it. What was found interesting is kept in the target directory, for the next run
@@ -58,6 +69,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "libFuzzer needs a C++ compiler, and {} does not run; install it with: apt-get install g++",
         compiler.display()
     );
+    let (_, package, longest) = TARGETS
+        .iter()
+        .find(|(name, ..)| *name == options.target)
+        .with_context(|| format!("there is no fuzz target {}", options.target))?;
     let host = host()?;
     let status = Command::new("cargo")
         .current_dir(root)
@@ -67,7 +82,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             "--release",
             "--locked",
             "--manifest-path",
-            "orb8-probes/fuzz/Cargo.toml",
+            &format!("{package}/fuzz/Cargo.toml"),
         ])
         .args(["--target", &host, "--bin", &options.target])
         .env("CARGO_ENCODED_RUSTFLAGS", COVERAGE.join("\u{1f}"))
@@ -97,7 +112,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             // An input that takes this many seconds hangs.
             .args([
                 "-timeout=10",
-                "-max_len=512",
+                &format!("-max_len={longest}"),
                 "-verbosity=0",
                 "-print_final_stats=1",
             ])

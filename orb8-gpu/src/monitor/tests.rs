@@ -1,0 +1,619 @@
+//! Rules that hold in every mode, each on samples as sources give them.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use orb8_proto::v1::{GpuDevice, GpuHolder, GpuMethod, GpuQuery, GpuReadings};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    owners::PodDetails,
+    sample::{Device, Process, Readings},
+    span,
+};
+
+const A: &str = "GPU-aaaaaaaa-0000-0000-0000-000000000000";
+const B: &str = "GPU-bbbbbbbb-0000-0000-0000-000000000000";
+const STEP: u64 = 5;
+
+/// Pids 10 to 19 are of pod `p1`, 20 to 29 of `p2`, and so on; above 1000 nobody's.
+struct Pods;
+
+impl Owners for Pods {
+    fn of_pid(&self, pid: u32) -> Option<Owner> {
+        (pid < 1000).then(|| Owner {
+            namespace: "ml".to_owned(),
+            pod: format!("p{}", pid / 10),
+            container: "main".to_owned(),
+            uid: format!("uid-{}", pid / 10),
+            ..Owner::default()
+        })
+    }
+
+    fn pod(&self, _: &str, pod: &str, _: &str) -> Option<PodDetails> {
+        Some(PodDetails {
+            uid: format!("uid-{}", pod.trim_start_matches('p')),
+            workload: "Job/train".to_owned(),
+        })
+    }
+}
+
+fn at(seconds: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_000_000 + seconds)
+}
+
+fn monitor() -> Monitor {
+    Monitor::new("n1", Duration::from_secs(STEP), Limits::default())
+}
+
+fn key(uuid: &str) -> DeviceKey {
+    DeviceKey {
+        uuid: Uuid::new(uuid),
+        instance: None,
+    }
+}
+
+fn instance(uuid: &str, instance: u32) -> DeviceKey {
+    DeviceKey {
+        instance: Some(instance),
+        ..key(uuid)
+    }
+}
+
+fn used(key: DeviceKey, utilization: f64) -> Device {
+    let mut device = Device::new(key);
+    device.index = Some(0);
+    device.readings = Readings {
+        utilization: Some(utilization),
+        memory_used: Some(4 << 30),
+        memory_total: Some(16 << 30),
+        ..Readings::NONE
+    };
+    device
+}
+
+fn process(pid: u32, utilization: f64, memory_bytes: u64) -> Process {
+    Process {
+        pid,
+        memory_bytes: Some(memory_bytes),
+        utilization: Some(utilization),
+    }
+}
+
+fn snapshot(source: Source, seconds: u64, devices: Vec<Device>) -> Snapshot {
+    Snapshot {
+        source,
+        time: at(seconds),
+        devices,
+        rejected: 0,
+        first_rejected: None,
+    }
+}
+
+fn allocations(seconds: u64, held: &[(&str, &[&str])]) -> Allocations {
+    Allocations {
+        time: at(seconds),
+        refused: 0,
+        held: held
+            .iter()
+            .map(|(pod, devices)| Held {
+                namespace: "ml".to_owned(),
+                pod: (*pod).to_owned(),
+                container: "main".to_owned(),
+                resource: "nvidia.com/gpu".to_owned(),
+                claim: None,
+                devices: devices.iter().map(|id| (*id).to_owned()).collect(),
+            })
+            .collect(),
+    }
+}
+
+fn now(monitor: &Monitor, seconds: u64) -> Vec<GpuDevice> {
+    monitor
+        .query(&GpuQuery::default(), at(seconds), None)
+        .unwrap()
+        .devices
+}
+
+fn during(monitor: &Monitor, from: u64, to: u64) -> Vec<GpuDevice> {
+    let query = GpuQuery {
+        since: Some(span::timestamp(nanos(at(from)))),
+        until: Some(span::timestamp(nanos(at(to)))),
+        ..GpuQuery::default()
+    };
+    monitor.query(&query, at(to), None).unwrap().devices
+}
+
+fn readings(device: &GpuDevice) -> &GpuReadings {
+    device.readings.as_ref().unwrap()
+}
+
+fn holder<'a>(device: &'a GpuDevice, pod: &str) -> &'a GpuHolder {
+    let mut found = device
+        .holders
+        .iter()
+        .filter(|holder| holder.owner.as_ref().unwrap().pod == pod);
+    let holder = found
+        .next()
+        .unwrap_or_else(|| panic!("{pod} is not among {:?}", device.holders));
+    assert!(found.next().is_none(), "{pod} is there twice");
+    holder
+}
+
+#[test]
+fn who_alone_holds_a_device_does_what_it_does() {
+    let mut monitor = monitor();
+    for n in 0..4 {
+        monitor.allocate(allocations(n * STEP, &[("p1", &[A])]), &Pods);
+        monitor.sample(
+            snapshot(Source::Dcgm, n * STEP + 1, vec![used(key(A), 0.5)]),
+            &Pods,
+        );
+    }
+    let devices = now(&monitor, 17);
+    let [device] = devices.as_slice() else {
+        panic!("{devices:?}")
+    };
+    let p1 = holder(device, "p1");
+    assert_eq!(p1.method(), GpuMethod::Exclusive);
+    assert_eq!(p1.utilization, Some(0.5));
+    assert_eq!(p1.memory_bytes, Some(4 << 30));
+    assert_eq!(p1.device_ids, [A]);
+    assert_eq!(p1.owner.as_ref().unwrap().workload, "Job/train");
+    assert_eq!(device.sources, ["dcgm"]);
+}
+
+#[test]
+fn zero_is_not_unknown() {
+    let mut monitor = monitor();
+    monitor.allocate(allocations(0, &[("p1", &[A]), ("p2", &[B])]), &Pods);
+    let mut silent = Device::new(key(B));
+    silent.index = Some(1);
+    monitor.sample(
+        snapshot(Source::Dcgm, 1, vec![used(key(A), 0.0), silent.clone()]),
+        &Pods,
+    );
+    monitor.sample(snapshot(Source::Dcgm, 6, vec![used(key(A), 0.0), silent]), &Pods);
+    let devices = now(&monitor, 7);
+    let (idle, unknown) = (holder(&devices[0], "p1"), holder(&devices[1], "p2"));
+    assert_eq!(
+        (idle.method(), idle.utilization),
+        (GpuMethod::AllocatedIdle, Some(0.0))
+    );
+    assert_eq!(readings(&devices[0]).utilization, Some(0.0));
+    assert_eq!(
+        (unknown.method(), unknown.utilization),
+        (GpuMethod::Exclusive, None)
+    );
+    assert_eq!(readings(&devices[1]).utilization, None);
+}
+
+#[test]
+fn sharing_without_processes_copies_nothing() {
+    let mut monitor = monitor();
+    let (one, two) = (format!("{A}::0"), format!("{A}::1"));
+    monitor.allocate(allocations(0, &[("p1", &[&one]), ("p2", &[&two])]), &Pods);
+    for n in 0..3 {
+        monitor.sample(
+            snapshot(Source::Dcgm, n * STEP + 1, vec![used(key(A), 0.8)]),
+            &Pods,
+        );
+    }
+    let devices = now(&monitor, 12);
+    assert_eq!(readings(&devices[0]).utilization, Some(0.8));
+    for (pod, id) in [("p1", &one), ("p2", &two)] {
+        let share = holder(&devices[0], pod);
+        assert_eq!(share.method(), GpuMethod::SharedEstimate);
+        assert_eq!((share.utilization, share.memory_bytes), (None, None));
+        assert_eq!(&share.device_ids, std::slice::from_ref(id));
+    }
+}
+
+#[test]
+fn sharing_with_processes_is_measured_and_never_more_than_the_device() {
+    let mut monitor = monitor();
+    monitor.allocate(
+        allocations(0, &[("p1", &[&format!("{A}::0")]), ("p2", &[&format!("{A}::1")])]),
+        &Pods,
+    );
+    for n in 0..3 {
+        let mut device = used(key(A), 0.6);
+        device.processes = Some(vec![process(10, 0.5, 3 << 30), process(20, 0.25, 3 << 30)]);
+        monitor.sample(snapshot(Source::Nvml, n * STEP + 1, vec![device]), &Pods);
+    }
+    let devices = now(&monitor, 12);
+    let (one, two) = (holder(&devices[0], "p1"), holder(&devices[0], "p2"));
+    assert_eq!(one.method(), GpuMethod::NvmlPid);
+    assert_eq!(two.method(), GpuMethod::NvmlPid);
+    assert!((one.utilization.unwrap() - 0.4).abs() < 1e-6, "{one:?}");
+    assert!((two.utilization.unwrap() - 0.2).abs() < 1e-6, "{two:?}");
+    assert_eq!(
+        (one.memory_bytes, two.memory_bytes),
+        (Some(2 << 30), Some(2 << 30))
+    );
+    assert_eq!(one.pids, [10]);
+}
+
+#[test]
+fn who_uses_what_it_does_not_hold_is_shown_as_that() {
+    let mut monitor = monitor();
+    monitor.allocate(allocations(0, &[("p1", &[A])]), &Pods);
+    for n in 0..3 {
+        let mut device = used(key(A), 0.6);
+        device.processes = Some(vec![
+            process(10, 0.1, 1 << 30),
+            process(20, 0.5, 1 << 30),
+            process(2000, 0.0, 1),
+        ]);
+        monitor.sample(snapshot(Source::Nvml, n * STEP + 1, vec![device]), &Pods);
+    }
+    let devices = now(&monitor, 12);
+    let (one, two) = (holder(&devices[0], "p1"), holder(&devices[0], "p2"));
+    assert_eq!((one.method(), one.utilization), (GpuMethod::NvmlPid, Some(0.1)));
+    assert_eq!(
+        (two.method(), two.utilization),
+        (GpuMethod::UnallocatedUse, Some(0.5))
+    );
+    assert_eq!(two.since, None);
+    let nobody = holder(&devices[0], "");
+    assert_eq!(
+        (nobody.method(), nobody.pids.as_slice()),
+        (GpuMethod::UnallocatedUse, &[2000][..])
+    );
+}
+
+#[test]
+fn without_a_kubelet_processes_are_measured_and_hold_nothing() {
+    let mut monitor = monitor();
+    let mut device = used(key(A), 0.6);
+    device.processes = Some(vec![process(10, 0.6, 1 << 30)]);
+    monitor.sample(snapshot(Source::Nvml, 1, vec![device]), &Pods);
+    let devices = now(&monitor, 2);
+    assert_eq!(holder(&devices[0], "p1").method(), GpuMethod::NvmlPid);
+    // Whoever is on a device that nobody hands out holds it: so it may be idle, too.
+    for n in 1..5 {
+        let mut device = used(key(A), 0.0);
+        device.processes = Some(if n < 4 {
+            vec![process(10, 0.0, 1)]
+        } else {
+            Vec::new()
+        });
+        monitor.sample(snapshot(Source::Nvml, n * STEP + 1, vec![device]), &Pods);
+    }
+    let query = GpuQuery {
+        since: Some(span::timestamp(nanos(at(1)))),
+        until: Some(span::timestamp(nanos(at(21)))),
+        idle: true,
+        ..GpuQuery::default()
+    };
+    let answer = monitor.query(&query, at(22), None).unwrap();
+    let p1 = holder(&answer.devices[0], "p1");
+    let idle = p1.idle.as_ref().unwrap();
+    assert_eq!((idle.held.unwrap().seconds, idle.idle.unwrap().seconds), (15, 15));
+    assert!(p1.until.is_some());
+}
+
+#[test]
+fn instances_have_their_use_and_the_gpu_the_rest() {
+    let mut monitor = monitor();
+    monitor.allocate(
+        allocations(
+            0,
+            &[("p1", &["MIG-11111111"]), ("p2", &[&format!("MIG-{A}/9/0")])],
+        ),
+        &Pods,
+    );
+    for n in 0..3 {
+        let mut whole = used(key(A), 0.9);
+        whole.readings.power = Some(200.0);
+        let cut = |number: u32, uuid: &str, share: f64| {
+            let mut device = Device::new(instance(A, number));
+            device.index = Some(0);
+            device.mig = Some(Mig {
+                uuid: Some(Uuid::new(uuid)),
+                profile: Some("1g.10gb".to_owned()),
+                others: Vec::new(),
+            });
+            device.readings.profile.graphics_active = Some(share);
+            device.readings.memory_used = Some(1 << 30);
+            device.readings.power = Some(200.0);
+            device
+        };
+        let devices = vec![whole, cut(7, "mig-11111111", 0.25), cut(9, "MIG-22222222", 0.5)];
+        monitor.sample(snapshot(Source::Dcgm, n * STEP + 1, devices), &Pods);
+    }
+    let devices = now(&monitor, 12);
+    assert_eq!(devices.len(), 3);
+    let whole = readings(&devices[0]);
+    assert_eq!(
+        (whole.power_watts, whole.utilization, whole.memory_used_bytes),
+        (Some(200.0), None, None)
+    );
+    assert!(devices[0].holders.is_empty());
+    let (one, two) = (holder(&devices[1], "p1"), holder(&devices[2], "p2"));
+    assert_eq!(
+        (one.method(), one.utilization, one.memory_bytes),
+        (GpuMethod::Mig, Some(0.25), Some(1 << 30))
+    );
+    assert_eq!((two.method(), two.utilization), (GpuMethod::Mig, Some(0.5)));
+    assert_eq!(readings(&devices[1]).power_watts, None, "the board's, once");
+}
+
+#[test]
+fn ids_match_without_regard_to_case() {
+    let mut monitor = monitor();
+    monitor.allocate(allocations(0, &[("p1", &[&A.to_uppercase()])]), &Pods);
+    monitor.sample(snapshot(Source::Dcgm, 1, vec![used(key(A), 0.5)]), &Pods);
+    monitor.sample(
+        snapshot(Source::Nvml, 1, vec![used(key(&A.to_lowercase()), 0.5)]),
+        &Pods,
+    );
+    let devices = now(&monitor, 2);
+    assert_eq!(devices.len(), 1, "two sources, one device");
+    assert_eq!(devices[0].sources, ["nvml", "dcgm"]);
+    assert_eq!(holder(&devices[0], "p1").method(), GpuMethod::Exclusive);
+}
+
+#[test]
+fn the_kubelet_goes_before_labels() {
+    let mut monitor = monitor();
+    let labelled = |n: u64, pod: &str| {
+        let mut device = used(key(A), 0.5);
+        device.claims = vec![Claim {
+            namespace: "ml".to_owned(),
+            pod: pod.to_owned(),
+            container: "main".to_owned(),
+        }];
+        snapshot(Source::Dcgm, n * STEP + 1, vec![device])
+    };
+    monitor.sample(labelled(0, "p9"), &Pods);
+    let devices = now(&monitor, 2);
+    assert_eq!(
+        holder(&devices[0], "p9").method(),
+        GpuMethod::SharedEstimate,
+        "hearsay is no measurement"
+    );
+    assert_eq!(holder(&devices[0], "p9").utilization, None);
+    monitor.allocate(allocations(3, &[("p1", &[A])]), &Pods);
+    monitor.sample(labelled(1, "p9"), &Pods);
+    monitor.sample(labelled(2, "p9"), &Pods);
+    let devices = now(&monitor, 12);
+    assert_eq!(devices[0].holders.len(), 1, "{:?}", devices[0].holders);
+    assert_eq!(holder(&devices[0], "p1").utilization, Some(0.5));
+}
+
+#[test]
+fn energy_of_a_change_of_hands_is_nobodys() {
+    let mut monitor = monitor();
+    let device = |joules: f64| {
+        let mut device = used(key(A), 0.5);
+        device.readings.energy = Some(joules);
+        device
+    };
+    // p1 until second 10, p2 from 15 on; 100 J in each interval.
+    for n in 0..6_u32 {
+        let seconds = u64::from(n) * STEP;
+        let pod = if n < 3 { "p1" } else { "p2" };
+        monitor.allocate(allocations(seconds, &[(pod, &[A])]), &Pods);
+        monitor.sample(
+            snapshot(Source::Nvml, seconds, vec![device(f64::from(n) * 100.0)]),
+            &Pods,
+        );
+    }
+    let devices = during(&monitor, 0, 25);
+    assert_eq!(readings(&devices[0]).energy_joules, Some(500.0));
+    let (one, two) = (holder(&devices[0], "p1"), holder(&devices[0], "p2"));
+    assert_eq!((one.energy_joules, two.energy_joules), (Some(200.0), Some(200.0)));
+    assert_eq!((one.utilization, two.utilization), (Some(0.2), Some(0.2)));
+    assert!(one.until.is_some() && two.until.is_none());
+    let devices = now(&monitor, 26);
+    assert_eq!(devices[0].holders.len(), 1, "who has left holds nothing now");
+}
+
+#[test]
+fn a_counter_that_falls_is_a_reset() {
+    let mut monitor = monitor();
+    for (n, joules) in [100.0, 200.0, 10.0, 30.0].into_iter().enumerate() {
+        let mut device = used(key(A), 0.5);
+        device.readings.energy = Some(joules);
+        monitor.sample(snapshot(Source::Nvml, n as u64 * STEP, vec![device]), &Pods);
+    }
+    assert_eq!(readings(&during(&monitor, 0, 15)[0]).energy_joules, Some(120.0));
+    assert_eq!(monitor.totals(&during(&monitor, 0, 15)[0]).energy, Some(120.0));
+    let query = GpuQuery {
+        since: Some(span::timestamp(nanos(at(0)))),
+        ..GpuQuery::default()
+    };
+    let notes = monitor.query(&query, at(15), None).unwrap().summary.notes;
+    assert!(notes.iter().any(|note| note.contains("fell")), "{notes:?}");
+}
+
+#[test]
+fn an_error_is_an_event_when_it_changes() {
+    let mut monitor = monitor();
+    monitor.allocate(allocations(0, &[("p1", &[A])]), &Pods);
+    let mut events = Vec::new();
+    for (n, xid) in [0, 79, 79, 79].into_iter().enumerate() {
+        let mut device = used(key(A), 0.5);
+        device.readings.xid = Some(xid);
+        events.extend(monitor.sample(snapshot(Source::Dcgm, n as u64 * STEP, vec![device]), &Pods));
+    }
+    let [event] = events.as_slice() else {
+        panic!("{events:?}")
+    };
+    assert_eq!((event.xid, event.holders.len()), (79, 1));
+    let told = monitor.happened(&XidEvent {
+        time: at(16),
+        key: key(A),
+        xid: Some(48),
+    });
+    assert_eq!(told.unwrap().xid, 48);
+    assert_eq!(monitor.counted().errors, 2);
+}
+
+#[test]
+fn devices_that_no_source_tells_of_are_shown_with_their_holders() {
+    let mut monitor = monitor();
+    monitor.allocate(
+        allocations(
+            0,
+            &[("p1", &["GPU-cc::0"]), ("p2", &["GPU-cc::1"]), ("p3", &["weird"])],
+        ),
+        &Pods,
+    );
+    let devices = now(&monitor, 1);
+    assert_eq!(devices.len(), 2, "{devices:?}");
+    let cc = devices.iter().find(|device| device.uuid == "GPU-cc").unwrap();
+    assert_eq!(cc.holders.len(), 2);
+    assert!(!cc.trouble.is_empty() && cc.readings == Some(GpuReadings::default()));
+}
+
+#[test]
+fn the_kubelets_last_word_stands_while_it_is_silent() {
+    let mut monitor = monitor();
+    monitor.allocate(allocations(0, &[("p1", &[A])]), &Pods);
+    monitor.sample(snapshot(Source::Dcgm, 1, vec![used(key(A), 0.5)]), &Pods);
+    monitor.allocations_unknown();
+    let answer = monitor.query(&GpuQuery::default(), at(4), None).unwrap();
+    holder(&answer.devices[0], "p1");
+    assert!(
+        answer.summary.notes[0].contains("kubelet"),
+        "{:?}",
+        answer.summary.notes
+    );
+}
+
+#[test]
+fn idle_time_is_of_what_was_held_and_measured() {
+    let mut monitor = monitor();
+    for n in 0..7_u64 {
+        monitor.allocate(allocations(n * STEP, &[("p1", &[A])]), &Pods);
+        let share = if n <= 2 { 1.0 } else { 0.0 };
+        monitor.sample(snapshot(Source::Nvml, n * STEP, vec![used(key(A), share)]), &Pods);
+    }
+    let query = |from: u64| GpuQuery {
+        since: Some(span::timestamp(nanos(at(from)))),
+        until: Some(span::timestamp(nanos(at(30)))),
+        idle: true,
+        ..GpuQuery::default()
+    };
+    let answer = monitor.query(&query(0), at(30), None).unwrap();
+    let idle = holder(&answer.devices[0], "p1").idle.clone().unwrap();
+    assert_eq!((idle.held.unwrap().seconds, idle.idle.unwrap().seconds), (30, 20));
+    assert_eq!(idle.unknown.unwrap().seconds, 0);
+    assert_eq!(answer.idle.values().next().unwrap().len(), 4);
+    let error = monitor.query(&query(25), at(30), None).unwrap_err();
+    assert!(matches!(error, crate::QueryError::TooShort { .. }), "{error}");
+    assert!(error.to_string().contains("5 s"), "{error}");
+    let moment = GpuQuery {
+        idle: true,
+        ..GpuQuery::default()
+    };
+    assert_eq!(
+        monitor.query(&moment, at(30), None).unwrap_err(),
+        crate::QueryError::IdleOfMoment
+    );
+}
+
+#[test]
+fn a_clock_that_is_set_back_begins_a_new_history() {
+    let mut monitor = monitor();
+    monitor.sample(snapshot(Source::Nvml, 100, vec![used(key(A), 0.5)]), &Pods);
+    monitor.sample(snapshot(Source::Nvml, 50, vec![used(key(A), 0.25)]), &Pods);
+    assert_eq!(readings(&now(&monitor, 51)[0]).utilization, Some(0.25));
+}
+
+#[test]
+fn limits_hold_and_what_is_over_them_is_counted() {
+    let limits = Limits {
+        history: 8,
+        devices: 2,
+        users: 2,
+        holders: 2,
+    };
+    let mut monitor = Monitor::new("n1", Duration::from_secs(STEP), limits);
+    for n in 0..100_u64 {
+        let devices = (0..5)
+            .map(|gpu| {
+                let mut device = used(key(&format!("GPU-{gpu}")), 0.5);
+                device.processes = Some((0..9).map(|pod| process(10 * pod, 0.1, 1)).collect());
+                device
+            })
+            .collect();
+        monitor.sample(snapshot(Source::Nvml, n * STEP, devices), &Pods);
+        let pods: Vec<String> = (0..9).map(|pod| format!("p{}", pod + n)).collect();
+        let held: Vec<(&str, &[&str])> = pods.iter().map(|pod| (pod.as_str(), &["GPU-1"][..])).collect();
+        monitor.allocate(allocations(n * STEP + 1, &held), &Pods);
+    }
+    assert_eq!(monitor.devices.len(), 2);
+    assert!(monitor.devices.values().all(|known| known.holds.len() <= 2));
+    assert!(monitor.lines.iter().all(|line| line.len() <= 8));
+    assert!(monitor.counted().refused > 100);
+    assert!(monitor.bytes() < 100_000, "{}", monitor.bytes());
+}
+
+/// A sharing of one device, in any mode, with whatever is measured of it.
+/// What the device did, what its processes did if anybody tells, and who held it.
+type Step = (f64, Option<Vec<(u32, Option<f64>, u64)>>, Vec<u32>);
+
+fn any_story() -> impl Strategy<Value = Vec<Step>> {
+    let process = (1_u32..60, proptest::option::of(0.0..=1.0), 0_u64..(8 << 30));
+    let step = (
+        prop_oneof![Just(0.0), 0.0..=1.0],
+        proptest::option::of(proptest::collection::vec(process, 0..5)),
+        proptest::collection::vec(1_u32..5, 0..4),
+    );
+    proptest::collection::vec(step, 1..12)
+}
+
+proptest! {
+    #[test]
+    fn shares_are_never_more_than_the_device(story in any_story(), from in 0_u64..60, instanced in any::<bool>()) {
+        let mut monitor = monitor();
+        let device_key = if instanced { instance(A, 3) } else { key(A) };
+        let id = if instanced { format!("MIG-{A}/3/0") } else { A.to_owned() };
+        let end = story.len() as u64 * STEP;
+        let mut energy = 0.0;
+        for (n, (utilization, processes, pods)) in story.into_iter().enumerate() {
+            let seconds = n as u64 * STEP;
+            let pods: Vec<(String, String)> =
+                pods.iter().enumerate().map(|(n, pod)| (format!("p{pod}"), format!("{id}::{n}"))).collect();
+            let ids: Vec<[&str; 1]> = pods.iter().map(|(_, id)| [id.as_str()]).collect();
+            let held: Vec<(&str, &[&str])> =
+                pods.iter().zip(&ids).map(|((pod, _), ids)| (pod.as_str(), &ids[..])).collect();
+            monitor.allocate(allocations(seconds, &held), &Pods);
+            let mut device = used(device_key.clone(), utilization);
+            energy += 10.0;
+            device.readings.energy = Some(energy);
+            device.processes = processes.map(|processes| {
+                let mut seen = std::collections::BTreeSet::new();
+                processes
+                    .into_iter()
+                    .filter(|(pid, ..)| seen.insert(*pid))
+                    .map(|(pid, utilization, memory)| Process { pid, utilization, memory_bytes: Some(memory) })
+                    .collect()
+            });
+            monitor.sample(snapshot(Source::Nvml, seconds, vec![device]), &Pods);
+        }
+        let mut answers = vec![now(&monitor, end)];
+        if from < end {
+            answers.push(during(&monitor, from, end));
+        }
+        for device in answers.into_iter().flatten() {
+            let told = readings(&device);
+            for holder in &device.holders {
+                prop_assert_ne!(holder.method(), GpuMethod::Unspecified);
+            }
+            let sum: f64 = device.holders.iter().filter_map(|holder| holder.utilization).sum();
+            if let Some(all) = told.utilization {
+                prop_assert!(sum <= all + 1e-5, "{} of {}: {:?}", sum, all, device.holders);
+            }
+            let memory: u64 = device.holders.iter().filter_map(|holder| holder.memory_bytes).sum();
+            if let Some(all) = told.memory_used_bytes {
+                prop_assert!(memory <= all, "{} of {}: {:?}", memory, all, device.holders);
+            }
+            let joules: f64 = device.holders.iter().filter_map(|holder| holder.energy_joules).sum();
+            prop_assert!(joules <= told.energy_joules.unwrap_or_default() + 1e-6);
+        }
+    }
+}
