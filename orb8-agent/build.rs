@@ -3,7 +3,7 @@ use std::{env, error::Error, fs, path::Path};
 
 use object::{Architecture, Object as _, ObjectSection as _};
 
-const FAMILIES: &[&str] = &["network", "syscall"];
+const FAMILIES: &[&str] = &["cuda", "network", "syscall"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=ebpf");

@@ -15,24 +15,17 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use hyper_util::rt::TokioIo;
 use orb8_proto::{DESCRIPTORS, v1, v1::orbit_service_server::OrbitServiceServer};
 use orb8_tls::{
     Acceptor, ClientCertificates, Connection, ConnectionCounts, ConnectionLimits, OPERATOR, Peer, SERVER,
     TlsError, incoming,
 };
-use tokio::{
-    io::DuplexStream,
-    net::TcpListener,
-    sync::{Notify, mpsc as async_mpsc},
-    task::JoinHandle,
-};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Status,
     service::interceptor::InterceptedService,
-    transport::{Channel, Endpoint, Server, Uri},
+    transport::{Channel, Server},
 };
 use tracing::{debug, info, warn};
 
@@ -41,7 +34,9 @@ use crate::{
     core::{Core, DrainCounts, LimitSettings, Store, lock},
     dns::{DnsLimits, DnsNames},
     export::{grpc::Orbit, http},
+    gpu::{Cuda, GpuOptions, Gpus, NodeOwners, strain},
     identity::{Identity, IdentityError, IdentityOptions, cgroups::Cgroups, owner::OwnerTable},
+    in_process::{self, InProcess, bounded},
     interfaces::{InterfaceError, InterfaceWatcher},
     kubernetes::KubernetesError,
     live::{self, Live},
@@ -51,6 +46,7 @@ use crate::{
     pipeline::{Command, Pipeline, name_points_of},
     preflight::{Finding, Preflight, Verdict},
     probe::{
+        cuda,
         kernel_clock::unix_now_ns,
         network::{
             attach::{ClsactGuard, Mechanism, sweep},
@@ -79,8 +75,6 @@ const STOP_TIME: Duration = Duration::from_millis(1500);
 const TRANSLATIONS: Duration = Duration::from_millis(200);
 /// The shortest wait between two looks at containers that have just come.
 const MEET: Duration = Duration::from_millis(5);
-/// Bytes in flight on an in-memory connection.
-const DUPLEX_BYTES: usize = 256 << 10;
 
 /// Why an agent does not start.
 #[derive(Debug, thiserror::Error)]
@@ -143,7 +137,7 @@ pub struct Agent {
     stop: CancellationToken,
     pipeline: Option<thread::JoinHandle<()>>,
     tasks: Vec<JoinHandle<()>>,
-    connections: async_mpsc::Sender<io::Result<DuplexStream>>,
+    in_process: InProcess,
     grpc_address: Option<SocketAddr>,
     metrics_address: Option<SocketAddr>,
     state_dir: Option<PathBuf>,
@@ -342,6 +336,11 @@ impl Agent {
             cgroup_programs,
             points: Mutex::new(Points::default()),
             membership,
+            gpus: Arc::new(Gpus::new(
+                settings.node.as_str(),
+                GpuOptions::of(settings),
+                settings.stream_buffer,
+            )),
             names: Mutex::new(names),
             store: Mutex::new(Store {
                 history: History::new(HistoryLimits {
@@ -386,13 +385,13 @@ impl Agent {
             .name("orb8-pipeline".to_owned())
             .spawn(move || pipeline.run(&receiver))
             .map_err(AgentError::Thread)?;
-        let (connections, in_process) = async_mpsc::channel(8);
+        let (in_process, in_memory) = InProcess::new();
         let mut agent = Self {
             core: core.clone(),
             stop: stop.clone(),
             pipeline: Some(pipeline),
             tasks: Vec::new(),
-            connections,
+            in_process,
             grpc_address,
             metrics_address,
             state_dir: state_dir.clone(),
@@ -429,6 +428,19 @@ impl Agent {
             syscall_rings,
             stop.clone(),
         )));
+        let owners = Arc::new(NodeOwners(core.clone()));
+        agent.tasks.extend(core.gpus.start(owners, &stop));
+        if settings.gpu {
+            agent
+                .tasks
+                .push(tokio::spawn(strain::follow(core.clone(), stop.clone())));
+        }
+        let cuda_mode = match settings.gpu_cuda {
+            SyscallMode::Off => cuda::Mode::Off,
+            SyscallMode::Counts => cuda::Mode::Counts,
+            SyscallMode::Latency => cuda::Mode::Latency,
+        };
+        Cuda::start(&core, cuda_mode, features, stop.clone());
         if let Some(directory) = state_dir {
             agent.tasks.push(tokio::spawn(syscalls::state::save_regularly(
                 core.clone(),
@@ -460,9 +472,9 @@ impl Agent {
         }
 
         let orbit = Orbit::new(core.clone(), stop.clone());
-        agent.tasks.push(tokio::spawn(serve_in_process(
+        agent.tasks.push(tokio::spawn(in_process::serve(
             orbit.clone(),
-            ReceiverStream::new(in_process),
+            in_memory,
             stop.clone(),
         )));
         if let Some(listener) = grpc {
@@ -505,20 +517,7 @@ impl Agent {
     /// A connection to the agent, in memory.
     #[must_use]
     pub fn channel(&self) -> Channel {
-        let connections = self.connections.clone();
-        // The address is not used.
-        Endpoint::from_static("http://agent.invalid").connect_with_connector_lazy(tower::service_fn(
-            move |_: Uri| {
-                let connections = connections.clone();
-                async move {
-                    let (ours, theirs) = tokio::io::duplex(DUPLEX_BYTES);
-                    connections.send(Ok(theirs)).await.map_err(|_| {
-                        io::Error::new(io::ErrorKind::ConnectionRefused, "the agent has stopped")
-                    })?;
-                    Ok::<_, io::Error>(TokioIo::new(ours))
-                }
-            },
-        ))
+        self.in_process.channel()
     }
 
     /// Takes the last interval out of the kernel, detaches every program and ends all services. Takes less than two
@@ -551,6 +550,7 @@ impl Agent {
         lock(&self.core.points).clear();
         lock(&self.core.programs).detach();
         lock(&self.core.syscalls.probe).probe = None;
+        self.core.gpus.cuda.detach();
         // A full queue is a pipeline that is about to look.
         let _ = self.core.commands.try_send(Command::Stop);
     }
@@ -734,27 +734,6 @@ fn attach_to_cgroups(
         .collect()
 }
 
-/// Largest message that a client may send: queries are small.
-const MAX_REQUEST: usize = 256 << 10;
-
-fn service(orbit: Orbit) -> OrbitServiceServer<Orbit> {
-    OrbitServiceServer::new(orbit).max_decoding_message_size(MAX_REQUEST)
-}
-
-async fn serve_in_process(
-    orbit: Orbit,
-    incoming: ReceiverStream<io::Result<DuplexStream>>,
-    stop: CancellationToken,
-) {
-    let server = Server::builder().add_service(service(orbit));
-    if let Err(error) = server
-        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
-        .await
-    {
-        warn!(%error, "the in-process service ended");
-    }
-}
-
 /// Serves the connections; `secured`: only to those whose certificate is the server's or an operator's.
 async fn serve_grpc(
     orbit: Orbit,
@@ -785,7 +764,7 @@ async fn serve_grpc(
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .max_concurrent_streams(Some(64))
         .add_service(health_service)
-        .add_service(InterceptedService::new(service(orbit), guard));
+        .add_service(InterceptedService::new(bounded(orbit), guard));
     match reflection {
         Ok(reflection) => server = server.add_service(InterceptedService::new(reflection, guard)),
         Err(error) => warn!(%error, "gRPC reflection is not served"),

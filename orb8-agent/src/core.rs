@@ -14,6 +14,7 @@ use orb8_tls::ConnectionCounts;
 use tokio::sync::oneshot;
 
 use crate::{
+    gpu::Gpus,
     identity::owner::OwnerTable,
     live::Live,
     membership::Membership,
@@ -73,6 +74,7 @@ pub(crate) struct Core {
     /// Programs at the cgroup2 root: name, and why it is off or has failed.
     pub(crate) cgroup_programs: Vec<(&'static str, v1::State, String)>,
     pub(crate) membership: Membership,
+    pub(crate) gpus: Arc<Gpus>,
     pub(crate) points: Mutex<Points>,
     pub(crate) names: Mutex<Names>,
     pub(crate) store: Mutex<Store>,

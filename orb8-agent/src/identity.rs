@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -226,20 +226,7 @@ impl Identity {
             return (known.owner.clone(), known.named);
         }
         let path = self.cgroups.as_ref().and_then(|cgroups| cgroups.path(id));
-        let name = path.as_deref().map(CgroupName::parse).unwrap_or_default();
-        let named = name.names_someone();
-        let owner = Owner {
-            kind: Kind::Process,
-            attribution: match path {
-                Some(_) => Attribution::Cgroup,
-                None => Attribution::Unknown,
-            },
-            pod: name.pod_uid.map(pod_of_uid),
-            unit: name.unit.unwrap_or_default(),
-            container: name.container.unwrap_or_default(),
-            cgroup: path.as_deref().unwrap_or_default().to_owned(),
-            ..Owner::default()
-        };
+        let (owner, named) = owner_of_cgroup(path.as_deref());
         if self.of_cgroup.len() >= self.max_cgroups {
             // Only a cache; what is asked for comes back.
             self.of_cgroup.clear();
@@ -416,6 +403,63 @@ impl Identity {
 }
 
 /// A pod of which the cgroup's path alone is known.
+/// Owner by a cgroup's path, and whether it has a unit or container.
+fn owner_of_cgroup(path: Option<&str>) -> (Owner, bool) {
+    let name = path.map(CgroupName::parse).unwrap_or_default();
+    let named = name.names_someone();
+    let owner = Owner {
+        kind: Kind::Process,
+        attribution: match path {
+            Some(_) => Attribution::Cgroup,
+            None => Attribution::Unknown,
+        },
+        pod: name.pod_uid.map(pod_of_uid),
+        unit: name.unit.unwrap_or_default(),
+        container: name.container.unwrap_or_default(),
+        cgroup: path.unwrap_or_default().to_owned(),
+        ..Owner::default()
+    };
+    (owner, named)
+}
+
+/// Where /proc is.
+pub(crate) const PROC: &str = "/proc";
+
+/// Owner of a process, by its cgroup as /proc tells it; none: it is gone. Where its cgroup names nobody, the process is named.
+/// Cost: two small files.
+pub(crate) fn process_owner(proc_root: &Path, pid: u32) -> Option<Owner> {
+    let text = std::fs::read_to_string(proc_root.join(pid.to_string()).join("cgroup")).ok()?;
+    let path = path_of_cgroups(&text)?;
+    let (mut owner, named) = owner_of_cgroup(Some(path));
+    if !named {
+        owner.attribution = Attribution::Socket;
+        owner.process = processes::read_comm(proc_root, pid).unwrap_or_default();
+        owner.pid = pid;
+    }
+    Some(owner)
+}
+
+/// The path of /proc/PID/cgroup (cgroups(7)) that says most: that of cgroup2; where only cgroup1 has controllers, that of
+/// systemd or of a controller that container runtimes set.
+fn path_of_cgroups(text: &str) -> Option<&str> {
+    let hierarchies = || {
+        text.lines().filter_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            rest.split_once(':')
+        })
+    };
+    let of = |wanted: &str| {
+        hierarchies()
+            .find(|(controllers, _)| controllers.split(',').any(|name| name == wanted))
+            .map(|(_, path)| path)
+    };
+    let unified = of("");
+    unified
+        .filter(|path| *path != "/")
+        .or_else(|| ["memory", "pids", "cpu", "name=systemd"].into_iter().find_map(of))
+        .or(unified)
+}
+
 pub(crate) fn pod_of_uid(uid: String) -> Arc<PodName> {
     Arc::new(PodName {
         uid,

@@ -3,7 +3,8 @@
 //! `probe` loads and attaches the eBPF programs and takes out of the kernel what they counted, `interfaces` follows
 //! network interfaces, `identity` knows whose an interface, a cgroup or an address is, `conntrack` what address
 //! translation made of a connection, `dns` under which name an address was asked for, `store` keeps recent history
-//! within bounds, `syscalls` names system calls and keeps theirs, `export` answers queries and scrapes, `settings` and `preflight` say how and whether it can run.
+//! within bounds, `syscalls` names system calls and keeps theirs,
+//! `gpu` samples GPUs and says who holds them, `export` answers queries and scrapes, `settings` and `preflight` say how and whether it can run.
 
 mod agent;
 pub mod bpf;
@@ -11,7 +12,9 @@ pub mod conntrack;
 mod core;
 pub mod dns;
 pub mod export;
+pub mod gpu;
 pub mod identity;
+mod in_process;
 pub mod interfaces;
 pub mod kubernetes;
 mod ledger;

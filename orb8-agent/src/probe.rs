@@ -1,5 +1,7 @@
 //! Loading, attaching and reading the eBPF programs, one module a probe family.
 
+mod btf;
+pub mod cuda;
 mod grace;
 pub mod kernel_clock;
 pub mod netns_cookie;

@@ -11,6 +11,7 @@ mod environment;
 mod error;
 mod file;
 mod flags;
+mod gpu;
 mod value;
 
 use std::{
@@ -27,6 +28,7 @@ use orb8_tls::TlsFiles;
 pub use environment::{Environment, ProcessEnvironment};
 pub use error::{Names, SettingsError};
 pub use flags::{Flags, command};
+pub use gpu::{ExporterUrl, NvmlLibrary, PodResourcesSocket};
 pub use value::{
     AttachMode, ByteSize, DirectoryPath, FilePath, LogFilter, NodeName, SettingValue, SyscallMode,
     SyscallNames, WatchPods,
@@ -247,6 +249,21 @@ settings! {
     syscall_series: u32 = 10_000, between(64u32, 1_000_000u32);
     /// So long a workload's calls are watched before anything about them is new or unusual.
     syscall_warmup: Duration = Duration::from_secs(600), between(Duration::from_secs(1), Duration::from_secs(604_800));
+    /// Whether GPUs are looked for: by dcgm-exporter, by NVIDIA's library, and in the kubelet's allocations.
+    gpu: bool = true, any;
+    /// Page of the dcgm-exporter on this node; none unless it answers.
+    gpu_dcgm_url: ExporterUrl = ExporterUrl::default(), any;
+    /// Which NVML (libnvidia-ml.so.1, NVIDIA's management library) is read: the one that the loader finds, or none, or one by
+    /// its path.
+    gpu_nvml: NvmlLibrary = NvmlLibrary::default(), any;
+    /// How often GPUs are sampled, and the kubelet is asked who holds them.
+    gpu_interval: Duration = Duration::from_secs(5), between(Duration::from_secs(1), Duration::from_secs(10));
+    /// The kubelet's socket that tells which container holds which device.
+    gpu_pod_resources: PodResourcesSocket = PodResourcesSocket::default(), any;
+    /// What uprobes on the CUDA libraries of processes do: nothing (off), count calls and allocations (counts), or also tell
+    /// how each call ended and how long it took (latency). A traced call costs its process
+    /// microseconds (docs/PERFORMANCE.md).
+    gpu_cuda: SyscallMode = SyscallMode::Off, any;
     /// Directory where the agent keeps what it has learned about workloads' calls, over its own end; none unless given.
     state_dir: DirectoryPath = DirectoryPath::default(), any;
     /// Name of this node in answers, and in the cluster; the host name unless given.

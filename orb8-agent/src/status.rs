@@ -71,6 +71,8 @@ pub(crate) fn agent_status(core: &Core) -> v1::AgentStatus {
     limits.extend(calls.limits);
     let mut programs = programs(core, attached);
     programs.extend(calls.programs);
+    programs.extend(core.gpus.programs());
+    limits.extend(core.gpus.limits());
     v1::AgentStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node: core.node.clone(),
@@ -84,7 +86,7 @@ pub(crate) fn agent_status(core: &Core) -> v1::AgentStatus {
         checks: core.checks.clone(),
         flows_active,
         rss_bytes: rss,
-        map_bytes: map_bytes + calls.map_bytes,
+        map_bytes: map_bytes + calls.map_bytes + core.gpus.cuda.map_bytes(),
         cpu: Some(duration(cpu)),
         history_from: history_from.map(timestamp),
         settings: core.settings.clone(),
@@ -266,6 +268,7 @@ pub(crate) fn ledger(core: &Core) -> Vec<v1::LedgerRow> {
     ];
     rows.extend(lock(&core.store).history.ledger());
     rows.extend(syscall_ledger(core));
+    rows.extend(core.gpus.ledger());
     rows
 }
 

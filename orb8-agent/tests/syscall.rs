@@ -5,6 +5,7 @@
 #![cfg(target_arch = "x86_64")]
 
 mod support {
+    #[allow(dead_code, reason = "each test file uses a part")]
     pub(crate) mod cgroup;
 }
 

@@ -5,6 +5,7 @@
 #[allow(dead_code, reason = "other tests use the rest")]
 mod support {
     pub(crate) mod agent;
+    #[allow(dead_code, reason = "each test file uses a part")]
     pub(crate) mod cgroup;
     pub(crate) mod namespace;
 }

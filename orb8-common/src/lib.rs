@@ -4,6 +4,7 @@
 //! comparison of two keys (which is what a kernel hash map does) compares their fields.
 #![no_std]
 
+pub mod cuda;
 pub mod network;
 pub mod syscall;
 

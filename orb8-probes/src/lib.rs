@@ -17,3 +17,5 @@ pub mod atomic;
 pub mod network;
 #[cfg(target_arch = "bpf")]
 pub mod setting;
+#[cfg(target_arch = "bpf")]
+pub mod task_storage;

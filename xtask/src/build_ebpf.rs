@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 /// Probe families: binaries of orb8-probes, and names of the objects.
-const FAMILIES: &[&str] = &["network", "syscall"];
+const FAMILIES: &[&str] = &["cuda", "network", "syscall"];
 const TARGET: &str = "bpfel-unknown-none";
 
 /// Options of `build-ebpf`.

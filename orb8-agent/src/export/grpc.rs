@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     core::{Core, lock},
+    gpu::{self, GpuEvents, PodSelection, ReceivedGpu},
     kubernetes::{LabelSelector, is_selector},
     live::{Live, Received, Subscription, ring_losses},
     pods,
@@ -230,6 +231,41 @@ impl OrbitService for Orbit {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
+    async fn query_gpus(
+        &self,
+        request: Request<v1::GpuQuery>,
+    ) -> Result<Response<Responses<v1::QueryGpusResponse>>, Status> {
+        let mut query = request.into_inner();
+        if let Some(filter) = &mut query.filter {
+            resolve_pods(&self.core, &mut filter.pods)?;
+        }
+        if !self.is_asked(&query.nodes) {
+            query.filter.get_or_insert_default().pods = vec![NOBODY.to_owned()];
+        }
+        let permit = self.query_permit()?;
+        let core = self.core.clone();
+        if query.idle && query.until.is_none() {
+            // Calls and flows of the last moments are evidence, too.
+            self.core.refresh().await;
+        }
+        let (answer, calls) = tokio::task::spawn_blocking(move || {
+            let mut answer = core.gpus.answer(&query)?;
+            if query.idle {
+                gpu::explain(&core, &mut answer);
+            }
+            let calls = core.gpus.cuda_calls(&core.node, &query);
+            Ok::<_, gpu::GpuQueryError>((answer, calls))
+        })
+        .await
+        .map_err(|error| Status::internal(format!("the query failed: {error}")))?
+        .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        drop(permit);
+        let messages = gpu::batches(answer.devices, calls, answer.summary);
+        Ok(Response::new(Box::pin(stream::iter(
+            messages.into_iter().map(Ok),
+        ))))
+    }
+
     async fn set_syscall_mode(
         &self,
         request: Request<v1::SetSyscallModeRequest>,
@@ -412,12 +448,16 @@ impl OrbitService for Orbit {
             syscall_sampling,
             nodes,
             batch,
+            mut gpu,
+            ..
         } = request.into_inner();
         let invalid = |error: &dyn std::fmt::Display| Status::invalid_argument(error.to_string());
-        // Who names neither gets both.
-        let (wants_flows, wants_calls) = (
-            network.is_some() || syscall.is_none(),
-            syscall.is_some() || network.is_none(),
+        // Who names none gets all.
+        let all = network.is_none() && syscall.is_none() && gpu.is_none();
+        let (wants_flows, wants_calls, wants_gpus) = (
+            all || network.is_some(),
+            all || syscall.is_some(),
+            all || gpu.is_some(),
         );
         if syscall_sampling > 0 && syscall.is_none() {
             return Err(invalid(&CallQueryError::SampleWhat));
@@ -426,7 +466,13 @@ impl OrbitService for Orbit {
         if let Some(filter) = &mut syscall {
             resolve_pods(&self.core, &mut filter.pods)?;
         }
+        if let Some(filter) = &mut gpu {
+            resolve_pods(&self.core, &mut filter.pods)?;
+        }
         if !self.is_asked(&nodes) {
+            if wants_gpus {
+                gpu.get_or_insert_default().pods = vec![NOBODY.to_owned()];
+            }
             let filters = [
                 network.as_mut().map(|filter| &mut filter.pods),
                 syscall.as_mut().map(|filter| &mut filter.pods),
@@ -452,6 +498,12 @@ impl OrbitService for Orbit {
         let told = &self.core.syscalls.live.told;
         let calls =
             LiveCallFilter::new(syscall.as_ref(), syscall_sampling, told).map_err(|error| invalid(&error))?;
+        let selection = gpu::checked(gpu.as_ref()).map_err(|error| invalid(&error))?;
+        let gpus = wants_gpus.then(|| GpuStream {
+            events: self.core.gpus.live.subscribe(),
+            selection,
+            devices: gpu.map(|filter| filter.devices).unwrap_or_default(),
+        });
         let permit = self.streams.clone().try_acquire_owned().map_err(|_| {
             Status::resource_exhausted(format!(
                 "{STREAMS} clients follow events already; try again later"
@@ -480,7 +532,7 @@ impl OrbitService for Orbit {
             let _permit = permit;
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = forward(core, flows, calls, batch, sender) => {}
+                () = forward(core, (flows, calls, gpus), batch, sender) => {}
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
@@ -524,11 +576,55 @@ fn resolve_pods(core: &Core, wanted: &mut Vec<String>) -> Result<(), Status> {
     Ok(())
 }
 
+/// What a client follows.
+type Subscribed = (
+    Option<(Subscription, LiveFilter)>,
+    Option<(CallSubscription, LiveCallFilter)>,
+    Option<GpuStream>,
+);
+
+/// Events of GPUs that a client wants.
+struct GpuStream {
+    events: GpuEvents,
+    selection: Option<PodSelection>,
+    devices: Vec<String>,
+}
+
+impl GpuStream {
+    fn wants(&self, event: &v1::GpuEvent) -> bool {
+        let device = v1::GpuDevice {
+            uuid: event.uuid.clone(),
+            index: event.index,
+            mig: event.mig.clone(),
+            ..v1::GpuDevice::default()
+        };
+        let named = self.devices.is_empty() || self.devices.iter().any(|id| orb8_gpu::goes_by(&device, id));
+        named
+            && self.selection.as_ref().is_none_or(|selection| {
+                event
+                    .holders
+                    .iter()
+                    .filter_map(|holder| holder.owner.as_ref())
+                    .any(|owner| selection.matches(owner))
+            })
+    }
+}
+
+/// The next event of a GPU, as [`next_flow`].
+async fn next_gpu(gpus: &mut Option<GpuStream>) -> Option<Result<Option<v1::GpuEvent>, u64>> {
+    let Some(stream) = gpus else {
+        return std::future::pending().await;
+    };
+    Some(match stream.events.next().await? {
+        ReceivedGpu::Missed(count) => Err(count),
+        ReceivedGpu::Event(event) => Ok(stream.wants(&event).then(|| (*event).clone())),
+    })
+}
+
 /// Hands events on until the client goes, and tells it what it missed.
 async fn forward(
     core: Arc<Core>,
-    mut flows: Option<(Subscription, LiveFilter)>,
-    mut calls: Option<(CallSubscription, LiveCallFilter)>,
+    (mut flows, mut calls, mut gpus): Subscribed,
     batch: bool,
     sender: mpsc::Sender<Result<StreamEventsResponse, Status>>,
 ) {
@@ -580,6 +676,15 @@ async fn forward(
                 }
                 Some(Ok(None)) => continue,
                 Some(Ok(Some(event))) => stream_events_response::Event::Syscall(event.message(&core.node)),
+            },
+            received = next_gpu(&mut gpus) => match received {
+                None => return,
+                Some(Err(count)) => {
+                    missed += count;
+                    continue;
+                }
+                Some(Ok(None)) => continue,
+                Some(Ok(Some(event))) => stream_events_response::Event::Gpu(event),
             },
         };
         let mut response = StreamEventsResponse { event: Some(event) };

@@ -121,6 +121,11 @@ fn snapshot(core: &Core) -> MetricsSnapshot {
         unattributed: totals.unattributed().collect(),
         removed: totals.removed(),
         syscalls: syscalls(core, &store.syscalls, mode),
+        gpus: core.gpus.devices(),
+        gpu_sources: core.gpus.sources(),
+        gpu_errors: core.gpus.errors(),
+        cuda: core.gpus.cuda.calls(&core.node, None, None),
+        cuda_held: core.gpus.cuda.held(),
         pods_tracked: core
             .membership
             .cluster()

@@ -3,6 +3,8 @@
 //! All series come from one [`MetricsSnapshot`], taken when someone scrapes. Counter families are named without
 //! the `_total` that the format adds to their samples.
 
+mod gpu;
+
 use std::{collections::BTreeMap, fmt};
 
 use orb8_proto::v1;
@@ -39,6 +41,16 @@ pub struct MetricsSnapshot {
     pub removed: (u64, u64),
     /// Of system calls.
     pub syscalls: SyscallMetrics,
+    /// GPUs as of the last sample, with what their counters rose by since the start.
+    pub gpus: Vec<(v1::GpuDevice, orb8_gpu::Totals)>,
+    /// Sources of GPU readings.
+    pub gpu_sources: Vec<v1::GpuSource>,
+    /// Calls of the CUDA libraries since the start.
+    pub cuda: Vec<v1::CudaCalls>,
+    /// Device memory that owners hold, as seen allocated, in bytes.
+    pub cuda_held: Vec<(v1::Endpoint, u64)>,
+    /// Errors that the driver told, by UUID of the GPU and XID number.
+    pub gpu_errors: Vec<(String, u32, u64)>,
     /// Pods of this node that are known, if a cluster is.
     pub pods_tracked: Option<u64>,
     /// From [`crate::store::Totals::turned_away`].
@@ -96,6 +108,7 @@ impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         network(&self.0, &mut encoder)?;
         syscalls(&self.0.syscalls, &mut encoder)?;
+        gpu::encode(&self.0, &mut encoder)?;
         ledger(&self.0.status.ledger, &mut encoder)?;
         programs(&self.0.status.programs, &mut encoder)?;
         limits(&self.0.status.limits, &mut encoder)?;

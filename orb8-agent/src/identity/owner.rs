@@ -270,6 +270,11 @@ impl OwnerTable {
             .unwrap_or_else(|| self.owners[0].clone().unwrap_or_default())
     }
 
+    /// All owners.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Owner>> {
+        self.owners.iter().flatten()
+    }
+
     /// Drops every owner for which `used` is false. Cost: one call an owner.
     pub fn retain(&mut self, mut used: impl FnMut(OwnerId) -> bool) {
         for index in 1..self.owners.len() {

@@ -11,7 +11,10 @@ use aya::{
     programs::{Program, ProgramError},
 };
 
-use crate::{bpf::fd_info::fd_info, preflight::KernelVersion};
+use crate::{
+    bpf::fd_info::fd_info,
+    preflight::{Feature, KernelVersion},
+};
 
 /// Why a family's programs did not load.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +112,19 @@ impl EventRing {
     }
 }
 
+/// Refuses a kernel that lacks what a family cannot do without.
+pub(crate) fn needs(family: &'static str, has: bool, feature: Feature) -> Result<(), LoadError> {
+    if has {
+        return Ok(());
+    }
+    let description = feature.description();
+    Err(LoadError::Kernel {
+        family,
+        what: description.what,
+        since: description.since,
+    })
+}
+
 /// Takes a map out of an object, as what it is.
 pub(crate) fn typed<T: TryFrom<Map, Error = MapError>>(
     ebpf: &mut Ebpf,
@@ -172,6 +188,7 @@ fn map_fd(map: &Map) -> Option<BorrowedFd<'_>> {
         | Map::HashMap(data)
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
+        | Map::Queue(data)
         | Map::RingBuf(data)
         | Map::Stack(data)
         // Of tasks, which aya has no type for.

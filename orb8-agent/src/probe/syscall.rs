@@ -12,7 +12,6 @@
 //! measured, unmeasured, or still lasts.
 
 mod arguments;
-mod btf;
 mod compat;
 pub mod event;
 mod load;

@@ -3,6 +3,7 @@ use std::{collections::BTreeSet, fmt, net::IpAddr, path::Path, str::FromStr, tim
 
 use tracing_subscriber::EnvFilter;
 
+use super::gpu::{ExporterUrl, NvmlLibrary, PodResourcesSocket};
 use crate::{
     interfaces::{InterfacePattern, PatternError},
     syscalls::call::Call,
@@ -64,6 +65,21 @@ from_str_value!(
     "CALLS",
     "up to 256 names of system calls (also with their ABI, such as i386:execve, or by number), separated by commas; empty \
      for none"
+);
+from_str_value!(
+    ExporterUrl,
+    "URL",
+    "an http:// address such as http://localhost:9400/metrics; empty for none"
+);
+from_str_value!(
+    NvmlLibrary,
+    "LIBRARY",
+    "auto, off, or the absolute path of libnvidia-ml.so.1"
+);
+from_str_value!(
+    PodResourcesSocket,
+    "SOCKET",
+    "the absolute path of a socket; empty for none"
 );
 from_str_value!(NodeName, "NAME", "1 to 253 printable characters without spaces");
 

@@ -1,11 +1,13 @@
 //! Cgroups of a test's own, and processes in them that make no call but those that the test names.
 
 use std::{
+    ffi::CString,
     fs,
     io::{self, Write as _},
-    os::unix::fs::MetadataExt as _,
+    os::unix::{ffi::OsStringExt as _, fs::MetadataExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
-    process, thread,
+    process::{self, Command},
+    thread,
     time::Duration,
 };
 
@@ -30,7 +32,7 @@ pub(crate) fn can_run() -> bool {
 }
 
 /// Where cgroup2 is mounted: alone, or beside version 1.
-fn root() -> Option<&'static Path> {
+pub(crate) fn root() -> Option<&'static Path> {
     ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
         .into_iter()
         .map(Path::new)
@@ -89,6 +91,30 @@ impl Cgroup {
             libc::close(pipe[1]);
         }
         Child(pid)
+    }
+
+    /// Its directory.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Has a command run in the cgroup, from its first instruction on.
+    pub(crate) fn enter(&self, command: &mut Command) {
+        let path = CString::new(self.path.join("cgroup.procs").into_os_string().into_vec()).unwrap();
+        let enter = move || {
+            // SAFETY: system calls, which are safe between fork and exec, with a path and a text that live on.
+            let written = unsafe {
+                let fd = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+                libc::write(fd, c"0".as_ptr().cast(), 1)
+            };
+            if written == 1 {
+                Ok(())
+            } else {
+                Err(io::Error::last_os_error())
+            }
+        };
+        // SAFETY: as above.
+        unsafe { command.pre_exec(enter) };
     }
 
     /// As [`start`](Self::start), and waits for its end.

@@ -17,8 +17,6 @@ mod latency;
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod settings;
-#[cfg(target_arch = "bpf")]
-mod task_storage;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {

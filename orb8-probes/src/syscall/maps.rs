@@ -8,8 +8,7 @@ use aya_ebpf::{
 use orb8_common::syscall::{
     CallerKey, Cpu, ErrorKey, InCall, Latency, LatencyIndex, NUMBERS, Row, Watch, abi,
 };
-
-use crate::task_storage::TaskStorage;
+use orb8_probes::task_storage::TaskStorage;
 
 /// Calls by number, a row for each caller. User space reads it in its own memory.
 #[map]

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use super::btf;
+use crate::probe::btf;
 
 /// Where to look in the current task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -21,7 +21,7 @@ use crate::{
     preflight::{Feature, Features},
     probe::{
         grace::wait_for_programs,
-        object::{EventRing, LoadError, MapFds, Shared, program, typed},
+        object::{EventRing, LoadError, MapFds, Shared, needs, program, typed},
     },
 };
 
@@ -99,27 +99,15 @@ impl std::fmt::Debug for Loaded {
     }
 }
 
-fn needs(has: bool, feature: Feature) -> Result<(), LoadError> {
-    if has {
-        return Ok(());
-    }
-    let description = feature.description();
-    Err(LoadError::Kernel {
-        family: FAMILY,
-        what: description.what,
-        since: description.since,
-    })
-}
-
 impl Loaded {
     /// Makes the maps; no program is loaded yet. Also says what cannot be told on this kernel.
     pub(super) fn new(
         options: &SyscallOptions,
         features: Features,
     ) -> Result<(Self, Vec<String>), LoadError> {
-        needs(features.raw_tracepoint, Feature::RawTracepoint)?;
-        needs(features.ring_buffer, Feature::RingBuffer)?;
-        needs(features.task_storage, Feature::TaskStorage)?;
+        needs(FAMILY, features.raw_tracepoint, Feature::RawTracepoint)?;
+        needs(FAMILY, features.ring_buffer, Feature::RingBuffer)?;
+        needs(FAMILY, features.task_storage, Feature::TaskStorage)?;
         let mut limits = Vec::new();
         let flag = compat::compat_flag().unwrap_or_else(|why| {
             limits.push(format!("32-bit calls are counted under native numbers: {why}"));

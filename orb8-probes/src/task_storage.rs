@@ -13,7 +13,7 @@ use aya_ebpf::{
 /// A value for each task, which goes with the task (Linux 5.11, for tracing programs 5.12). Its fields are how a map is
 /// described in BTF; none of them is ever read.
 #[repr(C)]
-pub(crate) struct TaskStorage<T> {
+pub struct TaskStorage<T> {
     r#type: *const [i32; BPF_MAP_TYPE_TASK_STORAGE as usize],
     key: *const i32,
     value: *const T,
@@ -25,7 +25,8 @@ pub(crate) struct TaskStorage<T> {
 unsafe impl<T> Sync for TaskStorage<T> {}
 
 impl<T> TaskStorage<T> {
-    pub(crate) const fn new() -> Self {
+    /// A map without values.
+    pub const fn new() -> Self {
         Self {
             r#type: ptr::null(),
             key: ptr::null(),
@@ -44,7 +45,7 @@ impl<T> TaskStorage<T> {
     /// # Safety
     /// `task` is of `bpf_get_current_task_btf`.
     #[inline(always)]
-    pub(crate) unsafe fn get(&self, task: *mut task_struct) -> Option<&'static mut T> {
+    pub unsafe fn get(&self, task: *mut task_struct) -> Option<&'static mut T> {
         // SAFETY: the caller's; the value lives as long as the program runs, which its task does not end.
         unsafe {
             bpf_task_storage_get(self.map(), task, ptr::null_mut(), 0)
@@ -58,7 +59,7 @@ impl<T> TaskStorage<T> {
     /// # Safety
     /// `task` is of `bpf_get_current_task_btf`.
     #[inline(always)]
-    pub(crate) unsafe fn get_or_create(&self, task: *mut task_struct) -> Option<&'static mut T> {
+    pub unsafe fn get_or_create(&self, task: *mut task_struct) -> Option<&'static mut T> {
         let create = u64::from(BPF_LOCAL_STORAGE_GET_F_CREATE);
         // SAFETY: as above.
         unsafe {

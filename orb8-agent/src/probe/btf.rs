@@ -9,7 +9,7 @@ const KIND_FLAG: u32 = 1 << 31;
 
 /// Offset in bytes of `member` in the first `structure` of that name that has it. `None` if there is none, it is a
 /// bit-field, or `btf` is not BTF in this machine's byte order.
-pub(super) fn member_offset(btf: &[u8], structure: &str, member: &str) -> Option<u32> {
+pub(crate) fn member_offset(btf: &[u8], structure: &str, member: &str) -> Option<u32> {
     if u16::from_ne_bytes(btf.get(..2)?.try_into().ok()?) != MAGIC {
         return None;
     }

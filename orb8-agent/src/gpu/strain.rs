@@ -1,0 +1,269 @@
+//! How the cgroups of those who hold GPUs were held up: by their CPU quota, and by I/O, as the kernel counts it (`cpu.stat` and
+//! `io.pressure` of cgroup2; Documentation/admin-guide/cgroup-v2.rst).
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    core::{Core, lock},
+    identity::{cgroups::Cgroups, owner::Owner},
+    probe::kernel_clock::unix_now_ns,
+};
+
+/// Cgroups that are looked at.
+const MAX_CGROUPS: usize = 256;
+/// Times that are kept of each; older ones go.
+const MAX_TIMES: usize = 768;
+
+/// Counters of a cgroup at a moment, in microseconds since it was made. None: the kernel does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counters {
+    time_ns: u64,
+    usage: Option<u64>,
+    throttled: Option<u64>,
+    io_stalled: Option<u64>,
+}
+
+/// What a cgroup went through in a span of time, in nanoseconds. None: not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Strain {
+    /// Processor time that it had.
+    pub(super) usage: Option<u64>,
+    /// Time that its CPU quota kept it from running.
+    pub(super) throttled: Option<u64>,
+    /// Time that at least one of its threads waited for I/O.
+    pub(super) io_stalled: Option<u64>,
+}
+
+/// Recent counters, by path of the cgroup.
+#[derive(Debug, Default)]
+pub(crate) struct Strains(HashMap<String, VecDeque<Counters>>);
+
+impl Strains {
+    fn add(&mut self, path: &str, counters: Counters) {
+        if !self.0.contains_key(path) {
+            if self.0.len() >= MAX_CGROUPS {
+                // The one that was not looked at for longest is gone, most likely.
+                let oldest = self
+                    .0
+                    .iter()
+                    .min_by_key(|(_, times)| times.back().map(|last| last.time_ns))
+                    .map(|(path, _)| path.clone());
+                if let Some(oldest) = oldest {
+                    self.0.remove(&oldest);
+                }
+            }
+            self.0.insert(path.to_owned(), VecDeque::new());
+        }
+        if let Some(times) = self.0.get_mut(path) {
+            if times.len() >= MAX_TIMES {
+                times.pop_front();
+            }
+            times.push_back(counters);
+        }
+    }
+
+    /// What a cgroup went through in the part of these spans (nanoseconds since 1970, with a weight of 0 to 1 each) that was
+    /// looked at. An interval counts by what it has in common with them.
+    pub(super) fn during(&self, path: &str, spans: &[(u64, u64, f64)]) -> Strain {
+        let Some(times) = self.0.get(path) else {
+            return Strain::default();
+        };
+        let mut strain = Strain::default();
+        for (before, after) in times.iter().zip(times.iter().skip(1)) {
+            let length = after.time_ns.saturating_sub(before.time_ns);
+            if length == 0 {
+                continue;
+            }
+            let common: f64 = spans
+                .iter()
+                .map(|(from, to, weight)| {
+                    let overlap = after.time_ns.min(*to).saturating_sub(before.time_ns.max(*from));
+                    overlap as f64 * weight
+                })
+                .sum();
+            let part = (common / length as f64).min(1.0);
+            if part <= 0.0 {
+                continue;
+            }
+            for (sum, before, after) in [
+                (&mut strain.usage, before.usage, after.usage),
+                (&mut strain.throttled, before.throttled, after.throttled),
+                (&mut strain.io_stalled, before.io_stalled, after.io_stalled),
+            ] {
+                // A counter that fell is of a new cgroup of the same name.
+                let Some(more) = before
+                    .zip(after)
+                    .and_then(|(before, after)| after.checked_sub(before))
+                else {
+                    continue;
+                };
+                *sum.get_or_insert(0) += (more as f64 * 1000.0 * part) as u64;
+            }
+        }
+        strain
+    }
+}
+
+/// Looks at the cgroups of holders each interval, until `stop`.
+pub(crate) async fn follow(core: Arc<Core>, stop: CancellationToken) {
+    let root = lock(&core.names)
+        .identity
+        .cgroups()
+        .map(|cgroups: &Cgroups| cgroups.root().to_owned());
+    let Some(root) = root else {
+        return;
+    };
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(core.gpus.interval()) => {}
+        }
+        if core.gpus.is_empty() {
+            continue;
+        }
+        let (core, root) = (core.clone(), root.clone());
+        // The task outlives its failure.
+        let _ = tokio::task::spawn_blocking(move || look(&core, &root)).await;
+    }
+}
+
+fn look(core: &Core, root: &Path) {
+    let holders = core.gpus.holders();
+    if holders.is_empty() {
+        return;
+    }
+    let paths: Vec<String> = {
+        let store = lock(&core.store);
+        holders
+            .iter()
+            .flat_map(|holder| cgroups_of(holder, store.owners.iter()))
+            .collect()
+    };
+    let time_ns = unix_now_ns();
+    for path in paths {
+        if let Some(counters) = read(root, &path, time_ns) {
+            lock(&core.gpus.strains).add(&path, counters);
+        }
+    }
+}
+
+/// Cgroups of an owner, among those that are known.
+pub(super) fn cgroups_of<'a>(
+    holder: &orb8_proto::v1::Endpoint,
+    owners: impl Iterator<Item = &'a Arc<Owner>>,
+) -> Vec<String> {
+    let mut paths: Vec<String> = owners
+        .filter(|owner| !owner.cgroup.is_empty() && is_of(holder, owner))
+        .map(|owner| owner.cgroup.clone())
+        .collect();
+    if paths.is_empty() && !holder.cgroup.is_empty() {
+        paths.push(holder.cgroup.clone());
+    }
+    paths.sort_unstable();
+    paths.dedup();
+    paths
+}
+
+/// Whether an owner of calls or flows is this holder: the container where both name one, else the pod; the unit or cgroup of
+/// what is no pod's.
+pub(super) fn is_of(holder: &orb8_proto::v1::Endpoint, owner: &Owner) -> bool {
+    if holder.pod.is_empty() {
+        return !holder.cgroup.is_empty() && owner.cgroup == holder.cgroup
+            || !holder.unit.is_empty() && owner.unit == holder.unit;
+    }
+    let named = owner.named_pod().is_some_and(|pod| {
+        let (namespace, name) = pod.parts();
+        namespace == holder.namespace && name == holder.pod
+    });
+    let container =
+        holder.container.is_empty() || owner.container.is_empty() || owner.container == holder.container;
+    named && container
+}
+
+fn read(root: &Path, path: &str, time_ns: u64) -> Option<Counters> {
+    let directory: PathBuf = root.join(path.trim_start_matches('/'));
+    let stat = fs::read_to_string(directory.join("cpu.stat")).ok()?;
+    let pressure = fs::read_to_string(directory.join("io.pressure")).unwrap_or_default();
+    Some(Counters {
+        time_ns,
+        usage: field(&stat, "usage_usec"),
+        throttled: field(&stat, "throttled_usec").or_else(|| throttled_v1(root, path)),
+        io_stalled: stalled(&pressure),
+    })
+}
+
+/// The same where quotas are cgroup1's, in microseconds: its hierarchies lie beside that of cgroup2, and container runtimes
+/// give a container the same path in all (Documentation/scheduler/sched-bwc.rst).
+fn throttled_v1(root: &Path, path: &str) -> Option<u64> {
+    let beside = root.parent()?;
+    ["cpu", "cpu,cpuacct"].into_iter().find_map(|controller| {
+        let directory = beside.join(controller).join(path.trim_start_matches('/'));
+        let stat = fs::read_to_string(directory.join("cpu.stat")).ok()?;
+        Some(field(&stat, "throttled_time")? / 1000)
+    })
+}
+
+/// `name value` of a flat keyed file.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+}
+
+/// `total` of the line `some` of a pressure file (Documentation/accounting/psi.rst).
+fn stalled(text: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with("some "))?;
+    line.split_whitespace()
+        .find_map(|word| word.strip_prefix("total="))?
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_the_kernel_are_read() {
+        let stat = "usage_usec 12\nuser_usec 5\nnr_throttled 3\nthrottled_usec 700\n";
+        assert_eq!(
+            (field(stat, "usage_usec"), field(stat, "throttled_usec")),
+            (Some(12), Some(700))
+        );
+        assert_eq!(field("", "usage_usec"), None);
+        let pressure = "some avg10=0.00 avg60=0.00 avg300=0.00 total=42\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n";
+        assert_eq!(stalled(pressure), Some(42));
+        assert_eq!(stalled("some avg10=x"), None);
+    }
+
+    #[test]
+    fn what_a_span_has_in_common_with_intervals_counts() {
+        let mut strains = Strains::default();
+        for (seconds, throttled) in [(0, 0), (10, 5_000_000), (20, 5_000_000), (30, 4)] {
+            strains.add(
+                "/a",
+                Counters {
+                    time_ns: seconds * 1_000_000_000,
+                    throttled: Some(throttled),
+                    ..Counters::default()
+                },
+            );
+        }
+        let during = |from: u64, to: u64| {
+            let spans = [(from * 1_000_000_000, to * 1_000_000_000, 1.0)];
+            strains.during("/a", &spans).throttled
+        };
+        assert_eq!(during(0, 20), Some(5_000_000_000));
+        assert_eq!(during(0, 5), Some(2_500_000_000));
+        assert_eq!(during(10, 20), Some(0));
+        assert_eq!(during(20, 30), None, "a new cgroup");
+        assert_eq!(during(40, 50), None);
+        assert_eq!(strains.during("/b", &[(0, 1, 1.0)]), Strain::default());
+    }
+}

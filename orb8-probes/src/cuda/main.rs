@@ -1,0 +1,45 @@
+//! The CUDA family's eBPF object: what processes ask of the CUDA libraries, how much, and how it ended.
+//!
+//! Uprobes at the entry of functions, and at the return of those whose result matters; raw tracepoints at the end of
+//! processes, with which what they held is released.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod allocations;
+#[cfg(target_arch = "bpf")]
+mod calls;
+#[cfg(target_arch = "bpf")]
+mod enter;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod processes;
+#[cfg(target_arch = "bpf")]
+mod registers;
+#[cfg(target_arch = "bpf")]
+mod ret;
+#[cfg(target_arch = "bpf")]
+mod settings;
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {
+    eprintln!("this is an eBPF object: build it with `cargo xtask build-ebpf`");
+    std::process::exit(2);
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// Version of the records: an agent that knows others does not build with this object.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "orb8_abi")]
+#[unsafe(no_mangle)]
+static ABI: u32 = orb8_common::ABI_VERSION;
+
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
