@@ -15,7 +15,7 @@ use std::{
 use orb8_proto::{
     Responses,
     v1::{
-        EventBatch, EventLoss, NetworkEvent, NodeAnswer, NodeState, StreamEventsRequest,
+        EventBatch, EventLoss, GpuEvent, NetworkEvent, NodeAnswer, NodeState, StreamEventsRequest,
         StreamEventsResponse, stream_events_response::Event,
     },
 };
@@ -28,7 +28,7 @@ use tonic::{Code, Status};
 
 use crate::{
     ask::{Asked, Selection, nobody},
-    hosts::name_hosts,
+    hosts::{name_hosts, name_node},
     hub::Hub,
     member::Reach,
     times::shift_event,
@@ -240,6 +240,7 @@ async fn follow(hub: Hub, asked: Asked, request: StreamEventsRequest, queue: Que
     let name = asked.member.name.clone();
     let mut back_off = BACK_OFF;
     let many = hub.members.borrow().len() > 1;
+    let kinds = Kinds::of(&request);
     loop {
         let correction = correction_of(&hub, &name);
         let mut client = asked.client.clone();
@@ -253,7 +254,7 @@ async fn follow(hub: Hub, asked: Asked, request: StreamEventsRequest, queue: Que
                 let mut stream = stream.into_inner();
                 loop {
                     match stream.message().await {
-                        Ok(Some(event)) => queue.events(events_of(event, &name, correction, many)),
+                        Ok(Some(event)) => queue.events(events_of(event, &name, correction, many, kinds)),
                         Ok(None) => break Status::unavailable("it ended its events"),
                         Err(status) => break status,
                     }
@@ -286,22 +287,59 @@ fn correction_of(hub: &Hub, name: &str) -> i64 {
         .map_or(0, |member| member.clock.correction_ns())
 }
 
-/// The events of a message, with times by our clock; losses say whose they are.
+/// The kinds of events that a request is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kinds {
+    network: bool,
+    syscall: bool,
+    gpu: bool,
+}
+
+impl Kinds {
+    const fn of(request: &StreamEventsRequest) -> Self {
+        let (network, syscall, gpu) = (
+            request.network.is_some(),
+            request.syscall.is_some(),
+            request.gpu.is_some(),
+        );
+        let any = !network && !syscall && !gpu;
+        Self {
+            network: network || any,
+            syscall: syscall || any,
+            gpu: gpu || any,
+        }
+    }
+
+    /// An agent that does not know of events of GPUs takes a request for these alone as one for all others.
+    const fn include(self, event: &Event) -> bool {
+        match event {
+            Event::Network(_) => self.network,
+            Event::Syscall(_) => self.syscall,
+            Event::Gpu(_) => self.gpu,
+            Event::Loss(_) | Event::Node(_) | Event::Batch(_) => true,
+        }
+    }
+}
+
+/// The events of a message, of these kinds, with times by our clock; losses and GPUs say whose they are.
 fn events_of(
     message: StreamEventsResponse,
     name: &str,
     correction: i64,
     many: bool,
+    kinds: Kinds,
 ) -> Vec<StreamEventsResponse> {
     let mut events = match message.event {
         Some(Event::Batch(batch)) => batch.events,
         Some(event) => vec![response(event)],
         None => Vec::new(),
     };
+    events.retain(|response| response.event.as_ref().is_some_and(|event| kinds.include(event)));
     for event in events.iter_mut().filter_map(|response| response.event.as_mut()) {
         match event {
             Event::Loss(loss) => name.clone_into(&mut loss.node),
             Event::Network(NetworkEvent { flow: Some(flow), .. }) if many => name_hosts(flow),
+            Event::Gpu(GpuEvent { node, .. }) => name_node(node, name, ""),
             _ => {}
         }
         match event {
@@ -340,4 +378,64 @@ pub(crate) const fn response(event: Event) -> StreamEventsResponse {
 /// Several as one message.
 pub(crate) const fn batch(events: Vec<StreamEventsResponse>) -> StreamEventsResponse {
     response(Event::Batch(EventBatch { events }))
+}
+
+#[cfg(test)]
+mod tests {
+    use orb8_proto::v1::{FlowFilter, GpuFilter, SyscallEvent, SyscallFilter};
+
+    use super::*;
+
+    #[test]
+    fn only_kinds_that_were_asked_for_are_handed_on() {
+        let all = || {
+            batch(vec![
+                response(Event::Network(NetworkEvent::default())),
+                response(Event::Syscall(SyscallEvent::default())),
+                response(Event::Gpu(GpuEvent::default())),
+                response(Event::Loss(EventLoss::default())),
+            ])
+        };
+        let count = |network: bool, syscall: bool, gpu: bool| {
+            let request = StreamEventsRequest {
+                network: network.then(FlowFilter::default),
+                syscall: syscall.then(SyscallFilter::default),
+                gpu: gpu.then(GpuFilter::default),
+                ..StreamEventsRequest::default()
+            };
+            events_of(all(), "n1", 0, true, Kinds::of(&request)).len()
+        };
+        assert_eq!(count(false, false, false), 4);
+        assert_eq!(count(false, false, true), 2);
+        assert_eq!(count(true, false, false), 2);
+        assert_eq!(count(true, true, false), 3);
+        assert_eq!(count(true, true, true), 4);
+    }
+
+    #[test]
+    fn the_node_of_a_gpu_is_whose_agent_told_and_its_times_are_ours() {
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let told = response(Event::Gpu(GpuEvent {
+            time: at(105),
+            node: "somebody-else".to_owned(),
+            holders: vec![orb8_proto::v1::GpuHolder {
+                since: at(55),
+                ..Default::default()
+            }],
+            ..GpuEvent::default()
+        }));
+        let kinds = Kinds::of(&StreamEventsRequest::default());
+        let event = |name: &str| match events_of(told.clone(), name, 5_000_000_000, true, kinds)
+            .remove(0)
+            .event
+        {
+            Some(Event::Gpu(event)) => event,
+            other => panic!("{other:?}"),
+        };
+        let named = event("n1");
+        assert_eq!((named.node.as_str(), named.time), ("n1", at(100)));
+        assert_eq!(named.holders[0].since, at(50));
+        // Where only its address is known, it says itself where it is.
+        assert_eq!(event("10.0.0.1:9090").node, "somebody-else");
+    }
 }

@@ -1,4 +1,4 @@
-//! Addresses of "this machine", among several machines.
+//! "This machine", among several machines.
 
 use orb8_proto::v1::{EndpointKind, Flow};
 
@@ -9,6 +9,16 @@ pub(crate) fn name_hosts(flow: &mut Flow) {
         if end.kind() == EndpointKind::Host && end.node.is_empty() {
             end.node.clone_from(node);
         }
+    }
+}
+
+/// Names the node of what a member told: that is the member's own, whatever it says. Of a member that is known by its
+/// address alone, it is as its agent says, there or else in its summary (`own`).
+pub(crate) fn name_node(node: &mut String, member: &str, own: &str) {
+    if !member.contains(':') {
+        member.clone_into(node);
+    } else if node.is_empty() {
+        if own.is_empty() { member } else { own }.clone_into(node);
     }
 }
 

@@ -12,10 +12,11 @@ use std::{
 use orb8_proto::{
     Responses,
     v1::{
-        AgentStatus, FlowFilter, FlowQuery, GetAgentStatusRequest, ListNodesRequest, ListPodsRequest,
-        ListPodsResponse, NodeInfo, NodePods, NodeStatus, QueryEdgesResponse, QueryFlowsResponse,
-        QueryStatusRequest, QuerySyscallsResponse, SetSyscallModeRequest, SetSyscallModeResponse,
-        StreamEventsRequest, StreamEventsResponse, SyscallQuery, orbit_service_server::OrbitService,
+        AgentStatus, FlowFilter, FlowQuery, GetAgentStatusRequest, GpuQuery, ListNodesRequest,
+        ListPodsRequest, ListPodsResponse, NodeInfo, NodePods, NodeStatus, QueryEdgesResponse,
+        QueryFlowsResponse, QueryGpusResponse, QueryStatusRequest, QuerySyscallsResponse,
+        SetSyscallModeRequest, SetSyscallModeResponse, StreamEventsRequest, StreamEventsResponse,
+        SyscallQuery, orbit_service_server::OrbitService,
     },
 };
 use prost_types::Timestamp;
@@ -84,7 +85,8 @@ pub struct Limits {
     pub patience: Duration,
     /// Largest message that is taken from an agent, bytes.
     pub max_message: usize,
-    /// Flows that are joined into edges at most, and rows that are summed: bounds memory.
+    /// Flows that are joined into edges at most, rows that are summed, and devices, of which each counts as several: bounds
+    /// memory.
     pub max_rows: usize,
 }
 
@@ -337,6 +339,13 @@ impl OrbitService for Hub {
         request: Request<SyscallQuery>,
     ) -> Result<Response<Responses<QuerySyscallsResponse>>, Status> {
         self.syscalls(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn query_gpus(
+        &self,
+        request: Request<GpuQuery>,
+    ) -> Result<Response<Responses<QueryGpusResponse>>, Status> {
+        self.gpus(request.into_inner()).await.map(Response::new)
     }
 
     async fn stream_events(

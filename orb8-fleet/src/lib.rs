@@ -1,13 +1,14 @@
 //! Many agents asked as one.
 //!
 //! A [`Hub`] serves [`OrbitService`](orb8_proto::v1::orbit_service_server::OrbitService) over a changing set of
-//! [`Member`]s: one file each for flows, edges, system calls, events, pods and states says how their answers are joined.
+//! [`Member`]s: one file each for flows, edges, system calls, GPUs, events, pods and states says how their answers are joined.
 //! Whoever does not answer is named in the answer, with the reason.
 
 mod ask;
 mod edges;
 mod events;
 mod flows;
+mod gpus;
 mod hosts;
 mod hub;
 mod in_process;

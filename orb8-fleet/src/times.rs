@@ -2,7 +2,10 @@
 
 use std::cmp::Ordering;
 
-use orb8_proto::v1::{Flow, NetworkEvent, SyscallEvent, SyscallRow, stream_events_response::Event};
+use orb8_proto::v1::{
+    Flow, GpuDevice, GpuEvent, GpuHolder, NetworkEvent, SyscallEvent, SyscallRow,
+    stream_events_response::Event,
+};
 use prost_types::Timestamp;
 
 const SECOND: i128 = 1_000_000_000;
@@ -41,6 +44,19 @@ pub(crate) fn shift_row(row: &mut SyscallRow, ns: i64) {
     }
 }
 
+/// Takes `ns` off the times of a device and its holders.
+pub(crate) fn shift_device(device: &mut GpuDevice, ns: i64) {
+    shift(&mut device.last, ns);
+    shift_holders(&mut device.holders, ns);
+}
+
+fn shift_holders(holders: &mut [GpuHolder], ns: i64) {
+    for holder in holders {
+        shift(&mut holder.since, ns);
+        shift(&mut holder.until, ns);
+    }
+}
+
 /// Takes `ns` off the times of an event.
 pub(crate) fn shift_event(event: &mut Event, ns: i64) {
     match event {
@@ -55,6 +71,10 @@ pub(crate) fn shift_event(event: &mut Event, ns: i64) {
             if let Some(change) = change {
                 shift(&mut change.time, ns);
             }
+        }
+        Event::Gpu(GpuEvent { time, holders, .. }) => {
+            shift(time, ns);
+            shift_holders(holders, ns);
         }
         Event::Loss(_) | Event::Node(_) | Event::Batch(_) => {}
     }

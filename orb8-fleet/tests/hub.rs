@@ -1,5 +1,7 @@
 //! Many agents asked as one: what comes of it when all answer, and when some do not.
 
+#[path = "support/asked.rs"]
+mod asked;
 #[path = "support/story.rs"]
 mod story;
 
@@ -9,56 +11,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orb8_fleet::{Clock, Hub, Limits, Member, PodNodes, Reach, Wanted};
+use asked::{Client, hub, hub_with, quick, runtime, states};
+use orb8_fleet::{Clock, Limits, Member, PodNodes, Reach, Wanted};
 use orb8_proto::v1::{
     Endpoint, Flow, FlowFilter, FlowQuery, FlowReports, FlowSort, FlowSummary, LatencyBucket,
-    ListNodesRequest, ListPodsRequest, NodeAnswer, NodeCursor, NodeInfo, NodeState, QueryStatusRequest,
-    Reporter, SetSyscallModeRequest, StreamEventsRequest, SyscallGroup, SyscallMode, SyscallQuery,
-    SyscallRow, orbit_service_client::OrbitServiceClient, query_edges_response, query_flows_response::Part,
-    query_syscalls_response, stream_events_response::Event,
+    ListNodesRequest, ListPodsRequest, NodeCursor, NodeInfo, NodeState, QueryStatusRequest, Reporter,
+    SetSyscallModeRequest, StreamEventsRequest, SyscallGroup, SyscallMode, SyscallQuery, SyscallRow,
+    query_edges_response, query_flows_response::Part, query_syscalls_response, stream_events_response::Event,
 };
 use proptest::prelude::*;
 use prost_types::Timestamp;
 use story::{Behaviour, Story, at};
-use tokio::sync::watch;
-use tonic::{Code, transport::Channel};
-
-type Client = OrbitServiceClient<Channel>;
-
-/// A hub over stories; the members go with it.
-struct Asked {
-    client: Client,
-    hub: Hub,
-    members: watch::Sender<Arc<[Member]>>,
-}
-
-fn quick() -> Limits {
-    Limits {
-        deadline: Duration::from_millis(400),
-        ..Limits::default()
-    }
-}
-
-fn hub_with(members: Vec<Member>, limits: Limits, pods: Option<Arc<dyn PodNodes>>) -> Asked {
-    let (sender, receiver) = watch::channel(Arc::from(members));
-    let mut hub = Hub::new(receiver, limits);
-    if let Some(pods) = pods {
-        hub = hub.with_pods(pods);
-    }
-    Asked {
-        client: OrbitServiceClient::new(hub.clone().channel()),
-        hub,
-        members: sender,
-    }
-}
-
-async fn hub(stories: &[Arc<Story>], limits: Limits) -> Asked {
-    let mut members = Vec::new();
-    for story in stories {
-        members.push(story.member().await);
-    }
-    hub_with(members, limits, None)
-}
+use tonic::Code;
 
 /// A flow of so many bytes, last seen then.
 fn flow(bytes: u64, last: i64) -> Flow {
@@ -82,20 +46,6 @@ async fn flows(client: &Client, query: FlowQuery) -> Result<(Vec<Flow>, FlowSumm
         }
     }
     Ok((flows, summary.expect("each answer has a summary")))
-}
-
-fn states(nodes: &[NodeAnswer]) -> Vec<(&str, NodeState)> {
-    nodes
-        .iter()
-        .map(|node| (node.name.as_str(), node.state()))
-        .collect()
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
 }
 
 proptest! {

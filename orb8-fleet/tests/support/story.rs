@@ -13,12 +13,15 @@ use orb8_fleet::{Clock, Member, Reach, Trouble};
 use orb8_proto::{
     Responses,
     v1::{
-        AgentStatus, Flow, FlowBatch, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, LedgerRow,
+        AgentStatus, CudaBatch, CudaCalls, Flow, FlowBatch, FlowQuery, FlowSort, FlowSummary,
+        GetAgentStatusRequest, GpuBatch, GpuDevice, GpuEvent, GpuQuery, GpuSource, GpuSummary, LedgerRow,
         ListNodesRequest, ListPodsRequest, ListPodsResponse, NetworkEvent, NodeInfo, NodeState,
-        QueryFlowsResponse, QuerySyscallsResponse, SetSyscallModeRequest, SetSyscallModeResponse,
-        StreamEventsRequest, StreamEventsResponse, SyscallBatch, SyscallQuery, SyscallRow, SyscallSummary,
+        QueryFlowsResponse, QueryGpusResponse, QuerySyscallsResponse, SetSyscallModeRequest,
+        SetSyscallModeResponse, StreamEventsRequest, StreamEventsResponse, SyscallBatch, SyscallQuery,
+        SyscallRow, SyscallSummary,
         orbit_service_server::{OrbitService, OrbitServiceServer},
         query_flows_response::Part,
+        query_gpus_response::Part as GpusPart,
         query_syscalls_response::Part as CallsPart,
         stream_events_response::Event,
     },
@@ -30,6 +33,7 @@ use tonic::{Request, Response, Status, transport::Endpoint};
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code, reason = "each test file uses a part")]
 pub(crate) enum Behaviour {
     Good,
     /// It takes questions, and says nothing.
@@ -38,10 +42,19 @@ pub(crate) enum Behaviour {
     Invalid,
     /// The answer ends with an error after the first batch.
     BreakAfterFirst,
+    /// Of GPUs: it is of a version that does not know the request.
+    Old,
+    /// Of GPUs: after the first batch it says nothing more.
+    PauseAfterFirst,
+    /// Of GPUs: batches without anything in them, and no end.
+    Drip,
+    /// Of GPUs: its first device again and again under other names, and no end.
+    Flood,
 }
 
 /// One agent.
 #[derive(Debug)]
+#[allow(dead_code, reason = "each test file uses a part")]
 pub(crate) struct Story {
     name: String,
     behaviour: Behaviour,
@@ -49,6 +62,13 @@ pub(crate) struct Story {
     pub(crate) rows: Mutex<Vec<SyscallRow>>,
     pub(crate) to: Mutex<Option<Timestamp>>,
     pub(crate) asked: Mutex<Vec<FlowQuery>>,
+    pub(crate) devices: Mutex<Vec<GpuDevice>>,
+    pub(crate) cuda: Mutex<Vec<CudaCalls>>,
+    pub(crate) sources: Mutex<Vec<GpuSource>>,
+    pub(crate) gpu_notes: Mutex<Vec<String>>,
+    pub(crate) gpu_asked: Mutex<Vec<GpuQuery>>,
+    /// Told again and again to who asks for events of GPUs.
+    pub(crate) gpu_event: Mutex<Option<GpuEvent>>,
     pub(crate) streams: AtomicUsize,
     pub(crate) mode: AtomicI32,
 }
@@ -59,6 +79,7 @@ pub(crate) const fn at(seconds: i64) -> Option<Timestamp> {
 }
 
 /// Somebody whom nobody reaches.
+#[allow(dead_code, reason = "each test file uses a part")]
 pub(crate) fn unreachable(name: &str) -> Member {
     let address = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -67,7 +88,8 @@ pub(crate) fn unreachable(name: &str) -> Member {
     member(name, address)
 }
 
-fn member(name: &str, address: std::net::SocketAddr) -> Member {
+/// Somebody who is to be asked there.
+pub(crate) fn member(name: &str, address: std::net::SocketAddr) -> Member {
     let channel = Endpoint::from_shared(format!("http://{address}"))
         .unwrap()
         .connect_lazy();
@@ -80,6 +102,7 @@ fn member(name: &str, address: std::net::SocketAddr) -> Member {
     }
 }
 
+#[allow(dead_code, reason = "each test file uses a part")]
 impl Story {
     pub(crate) fn new(name: &str, flows: Vec<Flow>) -> Arc<Self> {
         let story = Self::behaving(name, Behaviour::Good);
@@ -95,6 +118,12 @@ impl Story {
             rows: Mutex::default(),
             to: Mutex::new(at(100)),
             asked: Mutex::default(),
+            devices: Mutex::default(),
+            cuda: Mutex::default(),
+            sources: Mutex::default(),
+            gpu_notes: Mutex::default(),
+            gpu_asked: Mutex::default(),
+            gpu_event: Mutex::default(),
             streams: AtomicUsize::default(),
             mode: AtomicI32::new(2),
         })
@@ -102,6 +131,11 @@ impl Story {
 
     /// Serves it on loopback, until the runtime ends.
     pub(crate) async fn member(self: &Arc<Self>) -> Member {
+        member(&self.name, self.serve().await)
+    }
+
+    /// The same; where.
+    pub(crate) async fn serve(self: &Arc<Self>) -> std::net::SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let service = OrbitServiceServer::from_arc(Arc::new(Told(self.clone())));
@@ -110,19 +144,30 @@ impl Story {
                 .add_service(service)
                 .serve_with_incoming(TcpListenerStream::new(listener)),
         );
-        member(&self.name, address)
+        address
     }
 
     async fn behave(&self) -> Result<(), Status> {
         match self.behaviour {
-            Behaviour::Good | Behaviour::BreakAfterFirst => Ok(()),
             Behaviour::Silent => {
                 tokio::time::sleep(Duration::from_secs(60)).await;
                 Ok(())
             }
             Behaviour::Refuse => Err(Status::resource_exhausted("too busy")),
             Behaviour::Invalid => Err(Status::invalid_argument("not to my liking")),
+            _ => Ok(()),
         }
+    }
+
+    fn network_event(&self) -> Event {
+        let flow = Flow {
+            node: self.name.clone(),
+            ..Flow::default()
+        };
+        Event::Network(NetworkEvent {
+            flow: Some(flow),
+            ..NetworkEvent::default()
+        })
     }
 
     fn ledger(&self) -> Vec<LedgerRow> {
@@ -217,6 +262,73 @@ impl OrbitService for Told {
         Ok(Response::new(stream::iter(parts).boxed()))
     }
 
+    async fn query_gpus(
+        &self,
+        request: Request<GpuQuery>,
+    ) -> Result<Response<Responses<QueryGpusResponse>>, Status> {
+        self.0.gpu_asked.lock().unwrap().push(request.into_inner());
+        self.0.behave().await?;
+        let message = |part| Ok(QueryGpusResponse { part: Some(part) });
+        let mut devices = self.0.devices.lock().unwrap().clone();
+        let mut parts: Vec<Result<QueryGpusResponse, Status>> = devices
+            .chunks(3)
+            .map(|devices| {
+                message(GpusPart::Batch(GpuBatch {
+                    devices: devices.to_vec(),
+                }))
+            })
+            .collect();
+        match self.0.behaviour {
+            Behaviour::Old => return Err(Status::unimplemented("")),
+            Behaviour::BreakAfterFirst => {
+                parts.truncate(1);
+                parts.push(Err(Status::unavailable("shutting down")));
+            }
+            Behaviour::PauseAfterFirst => {
+                parts.truncate(1);
+                return Ok(Response::new(
+                    stream::iter(parts).chain(stream::pending()).boxed(),
+                ));
+            }
+            Behaviour::Drip => {
+                let drops = stream::unfold((), move |()| async move {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    Some((message(GpusPart::Batch(GpuBatch::default())), ()))
+                });
+                return Ok(Response::new(drops.boxed()));
+            }
+            Behaviour::Flood => {
+                let first = devices.swap_remove(0);
+                let flood = stream::iter(0_u64..).map(move |number| {
+                    let devices = (0..100)
+                        .map(|of| GpuDevice {
+                            uuid: format!("GPU-{number}-{of}"),
+                            ..first.clone()
+                        })
+                        .collect();
+                    message(GpusPart::Batch(GpuBatch { devices }))
+                });
+                return Ok(Response::new(flood.boxed()));
+            }
+            _ => {
+                let calls = self.0.cuda.lock().unwrap().clone();
+                if !calls.is_empty() {
+                    parts.push(message(GpusPart::Cuda(CudaBatch { calls })));
+                }
+                parts.push(message(GpusPart::Summary(GpuSummary {
+                    node: self.0.name.clone(),
+                    from: at(1),
+                    to: *self.0.to.lock().unwrap(),
+                    sources: self.0.sources.lock().unwrap().clone(),
+                    notes: self.0.gpu_notes.lock().unwrap().clone(),
+                    ledger: self.0.ledger(),
+                    ..GpuSummary::default()
+                })));
+            }
+        }
+        Ok(Response::new(stream::iter(parts).boxed()))
+    }
+
     async fn stream_events(
         &self,
         _request: Request<StreamEventsRequest>,
@@ -226,14 +338,8 @@ impl OrbitService for Told {
         let streaming = Streaming(self.0.clone());
         let events = stream::unfold(streaming, |streaming| async move {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            let flow = Flow {
-                node: streaming.0.name.clone(),
-                ..Flow::default()
-            };
-            let event = Event::Network(NetworkEvent {
-                flow: Some(flow),
-                ..NetworkEvent::default()
-            });
+            let gpu = streaming.0.gpu_event.lock().unwrap().clone();
+            let event = gpu.map_or_else(|| streaming.0.network_event(), Event::Gpu);
             Some((Ok(StreamEventsResponse { event: Some(event) }), streaming))
         });
         Ok(Response::new(events.boxed()))
