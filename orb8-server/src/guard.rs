@@ -15,6 +15,8 @@
 //!   namespace or in none (a process of a node, say): address, port and kind; of a Service there address and port. DNS
 //!   names that their own workload asked for. Edges have the other end's report only if it may be seen.
 //! - Calls, and pods, of these namespaces. Nothing of what is in no pod.
+//! - GPUs that a pod of these namespaces holds or uses, and errors of these. Of other holders that there are some. What such a
+//!   device did is told only if nobody else held it in the time that was asked about: it would be theirs as well.
 //! - Sums over what matched, as long as nothing had to be kept back; else the sums of what was told.
 //! - The names and states of nodes. Of losses, that there were some.
 //! - Conditions on the other end by address, kind, or name in a namespace that they may see; a Service or peer without a
@@ -35,10 +37,11 @@ use futures::{Stream, StreamExt as _};
 use orb8_proto::{
     Responses,
     v1::{
-        AgentStatus, FlowQuery, FlowReports, GetAgentStatusRequest, ListNodesRequest, ListPodsRequest,
-        ListPodsResponse, NodeInfo, NodePods, NodeStatus, QueryEdgesResponse, QueryFlowsResponse,
-        QueryStatusRequest, QuerySyscallsResponse, SetSyscallModeRequest, SetSyscallModeResponse,
-        StreamEventsRequest, StreamEventsResponse, SyscallQuery, orbit_service_server::OrbitService,
+        AgentStatus, FlowQuery, FlowReports, GetAgentStatusRequest, GpuQuery, ListNodesRequest,
+        ListPodsRequest, ListPodsResponse, NodeInfo, NodePods, NodeStatus, QueryEdgesResponse,
+        QueryFlowsResponse, QueryGpusResponse, QueryStatusRequest, QuerySyscallsResponse,
+        SetSyscallModeRequest, SetSyscallModeResponse, StreamEventsRequest, StreamEventsResponse,
+        SyscallQuery, orbit_service_server::OrbitService,
     },
 };
 use orb8_tls::{OPERATOR, Peer};
@@ -288,6 +291,18 @@ impl<S> Guard<S> {
         Ok(self.view(sight, Peers::default(), token).grouped(&query.by))
     }
 
+    async fn narrowed_gpus(
+        &self,
+        query: &mut GpuQuery,
+        person: Person,
+        token: String,
+    ) -> Result<View, Refusal> {
+        let filter = query.filter.get_or_insert_default();
+        let mut sight = self.sight(person, &filter.namespaces).await?;
+        narrow::gpus(filter, &mut sight).await?;
+        Ok(self.view(sight, Peers::default(), token))
+    }
+
     async fn narrowed_events(
         &self,
         request: &mut StreamEventsRequest,
@@ -299,22 +314,26 @@ impl<S> Guard<S> {
                 "asking for sampled calls (`--sample 0` asks for none)",
             ));
         }
-        if request.network.is_none() && request.syscall.is_none() {
+        if request.network.is_none() && request.syscall.is_none() && request.gpu.is_none() {
             request.network = Some(Default::default());
             request.syscall = Some(Default::default());
+            request.gpu = Some(Default::default());
         }
-        let named = |namespaces: Option<&Vec<String>>| namespaces.cloned().unwrap_or_default();
-        let network = named(request.network.as_ref().map(|filter| &filter.namespaces));
-        let syscall = named(request.syscall.as_ref().map(|filter| &filter.namespaces));
-        let differ = request.network.is_some() && request.syscall.is_some() && network != syscall;
-        let asked = if request.network.is_some() {
-            network
-        } else {
-            syscall
+        let (asked, differ) = {
+            let named = [
+                request.network.as_ref().map(|filter| &filter.namespaces),
+                request.syscall.as_ref().map(|filter| &filter.namespaces),
+                request.gpu.as_ref().map(|filter| &filter.namespaces),
+            ];
+            let mut named = named.into_iter().flatten();
+            let asked = named.next().cloned().unwrap_or_default();
+            let differ = named.any(|others| *others != asked);
+            (asked, differ)
         };
         if differ {
             return Err(Refusal::Condition(
-                "name the same namespaces for events of flows and of calls, or ask for them apart".to_owned(),
+                "name the same namespaces for events of flows, calls and GPUs, or ask for them apart"
+                    .to_owned(),
             ));
         }
         let mut sight = self.sight(person, &asked).await?;
@@ -324,6 +343,9 @@ impl<S> Guard<S> {
         }
         if let Some(filter) = &mut request.syscall {
             narrow::syscalls(filter, &mut sight).await?;
+        }
+        if let Some(filter) = &mut request.gpu {
+            narrow::gpus(filter, &mut sight).await?;
         }
         Ok(self.view(sight, peers, token))
     }
@@ -453,6 +475,19 @@ impl<S: OrbitService> OrbitService for Guard<S> {
             })
             .await?;
         let answer = self.inner.query_syscalls(Request::new(query)).await?.into_inner();
+        Ok(seen(answer, view, place))
+    }
+
+    async fn query_gpus(
+        &self,
+        request: Request<GpuQuery>,
+    ) -> Result<Response<Responses<QueryGpusResponse>>, Status> {
+        let Admitted { who, place } = self.admit(&request, Kind::Query).await?;
+        let mut query = request.into_inner();
+        let view = self
+            .view_of(who, |person, token| self.narrowed_gpus(&mut query, person, token))
+            .await?;
+        let answer = self.inner.query_gpus(Request::new(query)).await?.into_inner();
         Ok(seen(answer, view, place))
     }
 

@@ -13,10 +13,10 @@ use std::{
 use clap::Parser as _;
 use futures::StreamExt as _;
 use orb8_proto::v1::{
-    FlowFilter, FlowQuery, GetAgentStatusRequest, ListNodesRequest, ListPodsRequest, QueryStatusRequest,
-    SetSyscallModeRequest, StreamEventsRequest, SyscallFilter, SyscallQuery,
+    FlowFilter, FlowQuery, GetAgentStatusRequest, GpuFilter, GpuQuery, ListNodesRequest, ListPodsRequest,
+    QueryStatusRequest, SetSyscallModeRequest, StreamEventsRequest, SyscallFilter, SyscallQuery,
     orbit_service_client::OrbitServiceClient, query_edges_response, query_flows_response,
-    stream_events_response::Event,
+    query_gpus_response, stream_events_response::Event,
 };
 use orb8_server::{
     Server,
@@ -621,6 +621,30 @@ async fn a_token_shows_its_namespaces_and_nothing_else() {
     };
     let (_, bytes) = collect(anna.query_syscalls(query).await.unwrap().into_inner()).await;
     assert_hides(&bytes);
+    let query = GpuQuery {
+        filter: Some(GpuFilter {
+            namespaces: vec!["shop".to_owned()],
+            ..GpuFilter::default()
+        }),
+        ..GpuQuery::default()
+    };
+    let (messages, bytes) = collect(anna.query_gpus(query).await.unwrap().into_inner()).await;
+    assert_hides(&bytes);
+    let devices: Vec<_> = messages
+        .into_iter()
+        .filter_map(|message| match message.part {
+            Some(query_gpus_response::Part::Batch(batch)) => Some(batch.devices),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    assert_eq!(devices.len(), 4, "two of each node");
+    for device in devices {
+        let shared = device.uuid == "GPU-both";
+        assert_eq!(device.holders.len(), 1);
+        assert_eq!(device.hidden_holders, u32::from(shared));
+        assert_eq!(device.readings.is_none(), shared, "what others did is not told");
+    }
     let pods = ListPodsRequest {
         namespaces: vec!["shop".to_owned()],
         ..ListPodsRequest::default()
@@ -660,12 +684,16 @@ async fn a_token_shows_its_namespaces_and_nothing_else() {
             namespaces: vec!["shop".to_owned()],
             ..SyscallFilter::default()
         }),
+        gpu: Some(GpuFilter {
+            namespaces: vec!["shop".to_owned()],
+            ..GpuFilter::default()
+        }),
         ..StreamEventsRequest::default()
     };
     let mut events = anna.stream_events(asked).await.unwrap().into_inner();
-    let (mut bytes, mut flows, mut calls) = (Vec::new(), 0, 0);
+    let (mut bytes, mut flows, mut calls, mut gpus) = (Vec::new(), 0, 0, 0);
     let end = tokio::time::Instant::now() + Duration::from_secs(5);
-    while (flows, calls) != (2 * SEEN, 2) {
+    while (flows, calls, gpus) != (2 * SEEN, 2, 2) {
         let message = tokio::time::timeout_at(end, events.message())
             .await
             .expect("events are missing");
@@ -675,6 +703,10 @@ async fn a_token_shows_its_namespaces_and_nothing_else() {
             Event::Batch(batch) => batch.events.into_iter().filter_map(|event| event.event).collect(),
             event => vec![event],
         };
+        gpus += told
+            .iter()
+            .filter(|event| matches!(event, Event::Gpu(gpu) if gpu.hidden_holders == 1))
+            .count();
         flows += told
             .iter()
             .filter(|event| matches!(event, Event::Network(_)))

@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use ipnet::IpNet;
 use orb8_kubernetes::is_selector;
-use orb8_proto::v1::{Endpoint, EndpointKind, FlowFilter, Service, SyscallFilter};
+use orb8_proto::v1::{Endpoint, EndpointKind, FlowFilter, GpuFilter, Service, SyscallFilter};
 
 use super::{refusal::Refusal, sight::Sight, sight::is_namespace};
 
@@ -159,6 +159,13 @@ pub(super) async fn flows(filter: &mut FlowFilter, sight: &mut Sight) -> Result<
 
 /// Narrows a filter of calls.
 pub(super) async fn syscalls(filter: &mut SyscallFilter, sight: &mut Sight) -> Result<(), Refusal> {
+    check(&filter.pods, &filter.workloads, sight).await?;
+    filter.namespaces = sight.namespaces();
+    Ok(())
+}
+
+/// Narrows conditions on holders of GPUs.
+pub(super) async fn gpus(filter: &mut GpuFilter, sight: &mut Sight) -> Result<(), Refusal> {
     check(&filter.pods, &filter.workloads, sight).await?;
     filter.namespaces = sight.namespaces();
     Ok(())

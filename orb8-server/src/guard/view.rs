@@ -14,9 +14,10 @@ use orb8_proto::{
     edges::reported_by_source,
     v1::{
         AgentStatus, Attribution, Edge, EdgeCounts, Endpoint, EndpointKind, EventBatch, Flow, FlowSummary,
-        KubernetesStatus, LedgerRow, ListPodsResponse, NodeAnswer, NodeInfo, NodePods, NodeStatus, PodStatus,
-        QueryEdgesResponse, QueryFlowsResponse, QuerySyscallsResponse, Service, StreamEventsResponse,
-        SyscallGroup, SyscallSummary, query_edges_response, query_flows_response, query_syscalls_response,
+        GpuDevice, GpuHolder, GpuSummary, KubernetesStatus, LedgerRow, ListPodsResponse, NodeAnswer,
+        NodeInfo, NodePods, NodeStatus, PodStatus, QueryEdgesResponse, QueryFlowsResponse, QueryGpusResponse,
+        QuerySyscallsResponse, Service, StreamEventsResponse, SyscallGroup, SyscallSummary,
+        query_edges_response, query_flows_response, query_gpus_response, query_syscalls_response,
         stream_events_response::Event,
     },
 };
@@ -234,6 +235,41 @@ impl View {
         self.answers(&mut summary.nodes);
     }
 
+    /// Leaves the holders that may be seen, and whether there are any.
+    fn holders(&self, holders: &mut Vec<GpuHolder>, hidden: &mut u32) -> bool {
+        let before = holders.len();
+        holders.retain(|holder| {
+            let owner = holder.owner.as_ref();
+            owner.is_some_and(|owner| self.sight.owns(&owner.namespace))
+        });
+        *hidden = hidden.saturating_add(u32::try_from(before - holders.len()).unwrap_or(u32::MAX));
+        for wait in holders
+            .iter_mut()
+            .filter_map(|holder| holder.idle.as_mut())
+            .flat_map(|idle| &mut idle.waits)
+        {
+            self.strip_end(&mut wait.peer);
+        }
+        !holders.is_empty()
+    }
+
+    /// Whether anything of it may be told.
+    fn gpu(&self, device: &mut GpuDevice) -> bool {
+        if !self.holders(&mut device.holders, &mut device.hidden_holders) {
+            return false;
+        }
+        if device.hidden_holders > 0 {
+            // What it did is what others did, too.
+            device.readings = None;
+        }
+        true
+    }
+
+    fn gpu_summary(&self, summary: &mut GpuSummary) {
+        strip_ledger(&mut summary.ledger, &mut summary.notes);
+        self.answers(&mut summary.nodes);
+    }
+
     fn answers(&self, answers: &mut [NodeAnswer]) {
         for answer in answers {
             strip_answer(answer);
@@ -278,6 +314,9 @@ impl View {
             }
             // Of batches in batches nothing is told: there are none.
             Event::Batch(_) => None,
+            Event::Gpu(mut gpu) => self
+                .holders(&mut gpu.holders, &mut gpu.hidden_holders)
+                .then_some(Event::Gpu(gpu)),
         };
         if event.is_none() {
             self.drop_rows(1);
@@ -415,6 +454,48 @@ impl Redact<QuerySyscallsResponse> for View {
 }
 
 #[tonic::async_trait]
+impl Redact<QueryGpusResponse> for View {
+    async fn redact(&mut self, mut message: QueryGpusResponse) -> Result<Option<QueryGpusResponse>, Status> {
+        use query_gpus_response::Part;
+        match &mut message.part {
+            Some(Part::Batch(batch)) => {
+                let peers = batch
+                    .devices
+                    .iter()
+                    .flat_map(|device| &device.holders)
+                    .filter_map(|holder| holder.idle.as_ref())
+                    .flat_map(|idle| &idle.waits)
+                    .flat_map(|wait| names(wait.peer.as_ref(), None, None));
+                self.sight.learn(peers.collect()).await;
+                let before = batch.devices.len();
+                batch.devices.retain_mut(|device| self.gpu(device));
+                self.drop_rows(before - batch.devices.len());
+                for device in &batch.devices {
+                    self.note_given(&device.node);
+                }
+                if batch.devices.is_empty() {
+                    return Ok(None);
+                }
+            }
+            Some(Part::Cuda(batch)) => {
+                let before = batch.calls.len();
+                batch.calls.retain(|calls| {
+                    let owner = calls.owner.as_ref();
+                    owner.is_some_and(|owner| self.sight.owns(&owner.namespace))
+                });
+                self.drop_rows(before - batch.calls.len());
+                if batch.calls.is_empty() {
+                    return Ok(None);
+                }
+            }
+            Some(Part::Summary(summary)) => self.gpu_summary(summary),
+            None => return Ok(None),
+        }
+        Ok(Some(message))
+    }
+}
+
+#[tonic::async_trait]
 impl Redact<StreamEventsResponse> for View {
     async fn redact(
         &mut self,
@@ -434,7 +515,9 @@ impl Redact<StreamEventsResponse> for View {
         };
         let names = events.iter().flat_map(|event| match event {
             Event::Network(network) => network.flow.iter().flat_map(namespaces_of).collect(),
-            _ => Vec::new(),
+            Event::Syscall(_) | Event::Gpu(_) | Event::Loss(_) | Event::Node(_) | Event::Batch(_) => {
+                Vec::new()
+            }
         });
         self.sight.learn(names.collect()).await;
         let mut events: Vec<StreamEventsResponse> = events

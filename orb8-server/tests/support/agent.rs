@@ -9,13 +9,15 @@ use futures::StreamExt as _;
 use orb8_proto::{
     Responses,
     v1::{
-        AgentStatus, Attribution, Direction, Endpoint, EndpointKind, EventBatch, EventLoss, Flow, FlowBatch,
-        FlowQuery, FlowReports, FlowSummary, GetAgentStatusRequest, InterfaceStatus, LedgerRow,
+        AgentStatus, Attribution, CudaBatch, CudaCalls, Direction, Endpoint, EndpointKind, EventBatch,
+        EventLoss, Flow, FlowBatch, FlowQuery, FlowReports, FlowSummary, GetAgentStatusRequest, GpuBatch,
+        GpuDevice, GpuEvent, GpuHolder, GpuQuery, GpuReadings, GpuSummary, InterfaceStatus, LedgerRow,
         ListNodesRequest, ListPodsRequest, ListPodsResponse, NetworkEvent, NodeInfo, NodeState,
-        ObservationPoint, PodStatus, QueryFlowsResponse, QuerySyscallsResponse, Reporter, Service,
-        SetSyscallModeRequest, SetSyscallModeResponse, Setting, StreamEventsRequest, StreamEventsResponse,
-        SyscallBatch, SyscallEvent, SyscallQuery, SyscallRow, SyscallSummary, observation_point::Point,
-        orbit_service_server::OrbitService, orbit_service_server::OrbitServiceServer, query_flows_response,
+        ObservationPoint, PodStatus, QueryFlowsResponse, QueryGpusResponse, QuerySyscallsResponse, Reporter,
+        Service, SetSyscallModeRequest, SetSyscallModeResponse, Setting, StreamEventsRequest,
+        StreamEventsResponse, SyscallBatch, SyscallEvent, SyscallQuery, SyscallRow, SyscallSummary,
+        observation_point::Point, orbit_service_server::OrbitService,
+        orbit_service_server::OrbitServiceServer, query_flows_response, query_gpus_response,
         query_syscalls_response, stream_events_response::Event,
     },
 };
@@ -302,6 +304,50 @@ impl OrbitService for FakeAgent {
         ])
     }
 
+    async fn query_gpus(
+        &self,
+        request: Request<GpuQuery>,
+    ) -> Result<Response<Responses<QueryGpusResponse>>, Status> {
+        use query_gpus_response::Part;
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let cart = || holder("shop", "cart");
+        let hush = || holder("hush-ns", "hush-db");
+        let mut devices = vec![
+            gpu("GPU-own", vec![cart()]),
+            gpu("GPU-both", vec![cart(), hush()]),
+            gpu("GPU-hush", vec![hush()]),
+            gpu("GPU-hush-free", vec![]),
+        ];
+        if !self.heedless && !filter.namespaces.is_empty() {
+            devices.retain(|device| {
+                let held = |holder: &GpuHolder| {
+                    filter
+                        .namespaces
+                        .contains(&holder.owner.as_ref().unwrap().namespace)
+                };
+                device.holders.iter().any(held)
+            });
+        }
+        let part = |part| QueryGpusResponse { part: Some(part) };
+        let calls = [("shop", "cart"), ("hush-ns", "hush-db")].map(|(namespace, pod)| CudaCalls {
+            owner: call(namespace, pod).owner,
+            function: format!("{pod}-function"),
+            ..CudaCalls::default()
+        });
+        stream(vec![
+            part(Part::Batch(GpuBatch { devices })),
+            part(Part::Cuda(CudaBatch {
+                calls: calls.to_vec(),
+            })),
+            part(Part::Summary(GpuSummary {
+                node: self.name.into(),
+                ledger: ledger(),
+                notes: vec!["hush-db holds the most".to_owned()],
+                ..GpuSummary::default()
+            })),
+        ])
+    }
+
     async fn stream_events(
         &self,
         _: Request<StreamEventsRequest>,
@@ -319,12 +365,20 @@ impl OrbitService for FakeAgent {
                 ..SyscallEvent::default()
             })
         });
+        let gpus = [("shop", "cart"), ("hush-ns", "hush-db")].map(|(namespace, pod)| {
+            Event::Gpu(GpuEvent {
+                uuid: format!("GPU-{pod}"),
+                xid: 13,
+                holders: vec![holder(namespace, pod), holder("hush-ns", "hush-db")],
+                ..GpuEvent::default()
+            })
+        });
         let loss = Event::Loss(EventLoss {
             ring: 918_273,
             ..EventLoss::default()
         });
         let event = |event| StreamEventsResponse { event: Some(event) };
-        let events = flows.chain(calls).chain([loss]).map(event).collect();
+        let events = flows.chain(calls).chain(gpus).chain([loss]).map(event).collect();
         let batch = event(Event::Batch(EventBatch { events }));
         let first = futures::stream::iter([Ok(batch)]);
         Ok(Response::new(Box::pin(first.chain(futures::stream::pending()))))
@@ -389,5 +443,26 @@ impl OrbitService for FakeAgent {
         _: Request<SetSyscallModeRequest>,
     ) -> Result<Response<SetSyscallModeResponse>, Status> {
         Ok(Response::new(SetSyscallModeResponse::default()))
+    }
+}
+
+fn holder(namespace: &str, pod: &str) -> GpuHolder {
+    GpuHolder {
+        owner: call(namespace, pod).owner,
+        utilization: Some(0.25),
+        ..GpuHolder::default()
+    }
+}
+
+/// A device that draws as much power as nothing else is.
+fn gpu(uuid: &str, holders: Vec<GpuHolder>) -> GpuDevice {
+    GpuDevice {
+        uuid: uuid.to_owned(),
+        holders,
+        readings: Some(GpuReadings {
+            power_watts: Some(123.0),
+            ..GpuReadings::default()
+        }),
+        ..GpuDevice::default()
     }
 }
