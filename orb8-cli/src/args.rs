@@ -1,10 +1,12 @@
 //! What can be typed. Each option is defined once, here; what it means is resolved in the module that uses it.
 
 mod config;
+mod gpu;
 mod nodes;
 mod syscall;
 
 pub(crate) use config::*;
+pub(crate) use gpu::*;
 pub(crate) use nodes::*;
 pub(crate) use syscall::*;
 
@@ -40,6 +42,7 @@ In a Kubernetes cluster, through your kubeconfig, as kubectl does it:
   orb8 flows --edges -n shop  each flow once: what was sent, what arrived, what got lost
   orb8 pods -A                every pod, and whether its traffic can be told apart
   orb8 syscalls -A --by pod   what each pod asks of the kernel; --waits: what it waits for
+  orb8 gpu -A                 what each GPU does, and for whom; gpu idle: what is wasted, and why
 
 Who answers, the first that is there: --server, --agent, --standalone; --context and the other
 options of a cluster; ORB8_SERVER; ORB8_AGENT; the current context of `orb8 config`; the agent at
@@ -106,13 +109,14 @@ for eight new flows, since events came too fast for each to be told. Times are U
 
 const TOP_EXAMPLES: &str = "\
 Keys: up/down select, Enter shows the owner's peers or calls, Esc goes back, s changes the sort
-order, Tab switches between network and syscalls, p pauses, ? help, q quits.
+order, Tab switches between network, syscalls and GPUs, p pauses, ? help, q quits.
 
 Examples:
   sudo orb8 top
   orb8 top --namespace shop
   orb8 top --pane syscalls        who calls the kernel, and what
   orb8 top --sort time            who spends time there (in latency mode)
+  orb8 top --pane gpu             what the GPUs do, and for whom
   orb8 top --count 3 | cat        plain text, three refreshes";
 
 /// Who talks to whom on this machine, how much, and is it healthy.
@@ -229,6 +233,8 @@ pub(crate) enum Command {
     Syscalls(Box<SyscallsArgs>),
     /// Show or switch what the agents measure of system calls: nothing, counts, or errors and times too
     SyscallMode(SyscallModeArgs),
+    /// GPUs: what each does, who holds it and how that is known; `idle`: what is held and does nothing, and why
+    Gpu(Box<GpuArgs>),
     /// Events as they happen
     Trace(TraceArgs),
     /// Profiles made of what was seen
@@ -467,6 +473,8 @@ pub(crate) enum TraceFamily {
     Network(TraceNetworkArgs),
     /// Calls that matter one by one (execve, mount, ptrace…), and changes of what a workload calls
     Syscalls(TraceSyscallsArgs),
+    /// Errors that the GPU driver reports (XID)
+    Gpu(TraceGpuArgs),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -518,6 +526,16 @@ pub(crate) enum CallSort {
     Name,
 }
 
+/// Order of the GPU pane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum GpuSort {
+    /// By node and index.
+    #[default]
+    Name,
+    /// The busiest first.
+    Use,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TopSortArg {
     /// Bytes a second, both ways
@@ -536,7 +554,9 @@ pub(crate) enum TopSortArg {
     Errors,
     /// Time in system calls, where it is measured
     Time,
-    /// Name
+    /// Use of GPUs
+    Use,
+    /// Name; of GPUs, node and index
     Name,
 }
 
@@ -546,6 +566,8 @@ pub(crate) enum PaneArg {
     Network,
     /// Owners and their system calls
     Syscalls,
+    /// GPUs and their holders
+    Gpu,
 }
 
 #[derive(Args, Debug)]
@@ -554,7 +576,7 @@ pub(crate) struct TopArgs {
     /// What is shown first; Tab switches [default: network, or what --sort is about]
     #[arg(long, value_enum)]
     pub(crate) pane: Option<PaneArg>,
-    /// Order of the owners [default: bytes; calls in the syscalls pane]
+    /// Order of the owners [default: bytes; calls in the syscalls pane; name in the GPU pane]
     #[arg(long, value_enum)]
     pub(crate) sort: Option<TopSortArg>,
     /// Time between refreshes, 100ms to 1h

@@ -4,6 +4,7 @@ mod completions;
 mod config;
 mod doctor;
 mod flows;
+mod gpu;
 mod man;
 mod nodes;
 mod pods;
@@ -22,7 +23,7 @@ use anyhow::Context as _;
 use tokio::time::Instant;
 
 use crate::{
-    args::{Cli, Command, ProfileKind, TargetArgs, TraceFamily},
+    args::{Cli, Command, GpuView, ProfileKind, TargetArgs, TraceFamily},
     connect::{self, Need},
     exit::{Interrupted, Outcome, Usage},
     filter,
@@ -88,9 +89,11 @@ async fn ask(target: &TargetArgs, command: Command) -> anyhow::Result<Outcome> {
         Command::Flows(args) => flows::run(&fleet, &args, &stop).await,
         Command::Syscalls(args) => syscalls::run(&fleet, &args, &stop).await,
         Command::SyscallMode(args) => unless_stopped(&stop, syscall_mode::run(&fleet, &args)).await,
+        Command::Gpu(args) => gpu::run(&fleet, &args, &stop).await,
         Command::Trace(args) => match args.family {
             TraceFamily::Network(args) => trace::network(&fleet, &args, &stop).await,
             TraceFamily::Syscalls(args) => trace::syscalls(&fleet, &args, &stop).await,
+            TraceFamily::Gpu(args) => trace::gpu(&fleet, &args, &stop).await,
         },
         Command::Profile(args) => match args.kind {
             ProfileKind::Seccomp(args) => profile::run(&fleet, &args, &stop).await,
@@ -113,6 +116,12 @@ fn need(command: &Command) -> Need {
         Command::Syscalls(_) | Command::Profile(_) => Need::Counts,
         Command::Trace(args) if matches!(args.family, TraceFamily::Syscalls(_)) => Need::Counts,
         Command::SyscallMode(_) => Need::Running,
+        // What holders do while their GPU does nothing is known from how long their calls take.
+        Command::Gpu(args) => match args.view {
+            None => Need::Gpus,
+            Some(GpuView::Idle(_)) => Need::Latency,
+            Some(GpuView::Cuda(_)) => Need::Network,
+        },
         _ => Need::Network,
     }
 }

@@ -67,6 +67,8 @@ pub(crate) enum Need {
     Counts,
     /// Their errors and times are measured too.
     Latency,
+    /// GPUs, and who holds them: no probe.
+    Gpus,
     /// It must be one that goes on after the command.
     Running,
 }
@@ -380,6 +382,7 @@ async fn standalone(args: &TargetArgs, need: Need) -> anyhow::Result<Fleet> {
         Need::Network => SyscallMode::Off,
         Need::Counts => SyscallMode::Counts,
         Need::Latency => SyscallMode::Latency,
+        Need::Gpus => return Ok(Fleet::standalone(Standalone::gpus())),
         Need::Running => {
             return Err(Usage(
                 "this is about an agent that goes on after the command: leave --standalone and --interface out"

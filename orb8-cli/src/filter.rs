@@ -1,5 +1,6 @@
 //! From flags to the protocol's query: pure functions. All filtering is the agent's work.
 
+pub(crate) mod gpu;
 pub(crate) mod syscall;
 
 use std::{

@@ -1,12 +1,72 @@
 //! Numbers for people: short, of bounded width, never rounded to a unit too small.
 
+/// Units of bytes, each 1024 of the one before.
+const BYTE_UNITS: [&str; 7] = [" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"];
+
 /// Bytes in binary units, at most 8 characters: `0 B`, `999 B`, `1.5 KiB`, `1023 MiB`.
 pub(crate) fn bytes(bytes: u64) -> String {
-    scaled(
-        bytes,
-        1024,
-        &[" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"],
-    )
+    scaled(bytes, 1024, &BYTE_UNITS)
+}
+
+/// A part of so many bytes, both in the unit of the whole: `61/80 GiB`, `0.4/16 GiB`; what is there never shows as 0.
+pub(crate) fn bytes_of(part: u64, whole: u64) -> String {
+    let mut unit = 0;
+    let mut divisor = 1_u64;
+    while unit + 1 < BYTE_UNITS.len() && whole / divisor >= 1024 {
+        divisor *= 1024;
+        unit += 1;
+    }
+    let tenths = u128::from(part) * 10 / u128::from(divisor);
+    let part = match tenths {
+        _ if unit == 0 => part.to_string(),
+        0 if part > 0 => "<0.1".to_owned(),
+        0 => "0".to_owned(),
+        1..100 => format!("{}.{}", tenths / 10, tenths % 10),
+        _ => (tenths / 10).to_string(),
+    };
+    format!("{part}/{}{}", whole / divisor, BYTE_UNITS[unit])
+}
+
+/// A share as a percentage, cut: `91%`, `<1%`, `100%`; nothing if it is no share.
+pub(crate) fn share(share: f64) -> Option<String> {
+    if !share.is_finite() || share < 0.0 {
+        return None;
+    }
+    // What binary fractions lack of the number that was meant.
+    let percent = (share * 100.0 + 1e-6).floor() as u64;
+    Some(match percent {
+        0 if share > 0.0 => "<1%".to_owned(),
+        _ => format!("{percent}%"),
+    })
+}
+
+/// A quantity in decimal multiples of its unit: `9.5 W`, `312 W`, `1.4 GHz`; nothing if it is none.
+pub(crate) fn quantity(value: f64, unit: &str) -> Option<String> {
+    if !value.is_finite() || value < 0.0 {
+        return None;
+    }
+    if value < 1000.0 {
+        return Some(if value >= 10.0 || value.fract() == 0.0 {
+            format!("{} {unit}", value.floor())
+        } else {
+            format!("{:.1} {unit}", (value * 10.0).floor() / 10.0)
+        });
+    }
+    // Saturates.
+    let text = scaled(value as u64, 1000, &["", " k", " M", " G", " T", " P", " E"]);
+    Some(format!("{text}{unit}"))
+}
+
+/// Degrees Celsius: `64°C`; nothing if it is none.
+pub(crate) fn celsius(degrees: f64, utf8: bool) -> Option<String> {
+    let sign = if utf8 { "°" } else { "" };
+    // Colder than all there is, hotter than any chip: no temperature.
+    (degrees.abs() < 1000.0).then(|| format!("{}{sign}C", degrees.round() as i64))
+}
+
+/// Hours: `0.02`, `1.5`, `120`; nothing shows as 0 that is not.
+pub(crate) fn hours(hours: f64) -> String {
+    small_rate(hours)
 }
 
 /// A count in decimal units, at most 5 characters: `999`, `1.5k`, `12k`, `3.0M`.
@@ -175,6 +235,23 @@ mod tests {
         assert_eq!(small_rate(0.004), "<0.01");
         assert_eq!(small_rate(9.96), "10.0");
         assert_eq!(small_rate(f64::NAN), "0");
+        assert_eq!(bytes_of(61 << 30, 80 << 30), "61/80 GiB");
+        assert_eq!(bytes_of(5 << 20, 80 << 30), "<0.1/80 GiB");
+        assert_eq!(bytes_of(0, 80 << 30), "0/80 GiB");
+        assert_eq!(bytes_of(u64::MAX, 1023), "18446744073709551615/1023 B");
+        assert_eq!(share(0.29).unwrap(), "29%");
+        assert_eq!(share(0.999).unwrap(), "99%");
+        assert_eq!(share(0.001).unwrap(), "<1%");
+        assert_eq!(share(0.0).unwrap(), "0%");
+        assert_eq!(share(f64::NAN), None);
+        assert_eq!(share(-0.1), None);
+        assert_eq!(quantity(312.4, "W").unwrap(), "312 W");
+        assert_eq!(quantity(9.57, "W").unwrap(), "9.5 W");
+        assert_eq!(quantity(0.0, "J").unwrap(), "0 J");
+        assert_eq!(quantity(1.41e9, "Hz").unwrap(), "1.4 GHz");
+        assert_eq!(quantity(f64::INFINITY, "W"), None);
+        assert_eq!(celsius(-3.0, false).unwrap(), "-3C");
+        assert_eq!(celsius(f64::NAN, true), None);
     }
 
     proptest! {
@@ -183,6 +260,15 @@ mod tests {
             prop_assert!(bytes(value).len() <= 8);
             prop_assert!(count(value).len() <= 4);
             prop_assert!(micros(us, false).len() <= 6);
+            prop_assert!(bytes_of(value, u64::MAX).len() <= 11);
+        }
+
+        #[test]
+        fn quantities_never_panic(value in any::<f64>()) {
+            let _ = (share(value), celsius(value, true), hours(value));
+            if let Some(text) = quantity(value, "W") {
+                prop_assert!(text.len() <= 8, "{}", text);
+            }
         }
 
         /// What is shown is at most the value, and within 10 % of it.

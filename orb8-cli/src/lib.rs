@@ -16,6 +16,7 @@ mod ends;
 mod exit;
 mod filter;
 mod fleet;
+mod gpu;
 mod humanise;
 mod ledger;
 mod names;

@@ -116,6 +116,30 @@ impl Printer {
         Ok(())
     }
 
+    /// An answer that is one line, because there is nothing to show: beside data it goes to stderr. What the answer
+    /// misses follows.
+    pub(crate) async fn only(&mut self, line: String, losses: Losses) -> anyhow::Result<()> {
+        self.partial |= !losses.is_none();
+        if !is_table(self.form) {
+            self.output.flush().await?;
+            self.tell(line);
+            losses
+                .sentences
+                .into_iter()
+                .for_each(|sentence| self.tell(sentence));
+            return Ok(());
+        }
+        let redraw = if self.redraws { REDRAW } else { "" };
+        let missing = if losses.is_none() {
+            String::new()
+        } else {
+            footer::losses(&losses, &self.style)
+        };
+        let text = format!("{redraw}{}{missing}", footer::notes(&[line]));
+        self.output.write(text).await?;
+        Ok(())
+    }
+
     /// Beside data for programs, words for people go to stderr, each once.
     fn tell(&mut self, sentence: String) {
         if !self.told.contains(&sentence) {

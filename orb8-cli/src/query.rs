@@ -1,5 +1,6 @@
 //! Asking, and what is to be said of the answers.
 
+pub(crate) mod gpu;
 pub(crate) mod syscall;
 
 use std::cmp::Ordering;

@@ -5,6 +5,7 @@ use std::fs;
 use anyhow::bail;
 use orb8_agent::{
     Agent, Listen,
+    gpu::GpuAgent,
     settings::{Settings, SyscallMode},
 };
 use tonic::transport::Channel;
@@ -20,8 +21,11 @@ pub(crate) struct StandaloneOptions {
 
 /// A running agent of this process. [`Standalone::stop`] detaches its probes.
 #[derive(Debug)]
-pub(crate) struct Standalone {
-    agent: Agent,
+pub(crate) enum Standalone {
+    /// With probes.
+    Whole(Box<Agent>),
+    /// Looks at GPUs alone.
+    Gpus(GpuAgent),
 }
 
 impl Standalone {
@@ -45,12 +49,20 @@ impl Standalone {
             .collect::<Result<_, _>>()?;
         settings.syscall_mode = options.syscalls;
         let agent = Agent::start(&settings, Listen::InProcess).await?;
-        Ok(Self { agent })
+        Ok(Self::Whole(Box::new(agent)))
+    }
+
+    /// Looks at GPUs, without any probe: needs no privileges.
+    pub(crate) fn gpus() -> Self {
+        Self::Gpus(GpuAgent::start(&Settings::default()))
     }
 
     /// A connection to the agent, in memory.
     pub(crate) fn channel(&self) -> Channel {
-        self.agent.channel()
+        match self {
+            Self::Whole(agent) => agent.channel(),
+            Self::Gpus(agent) => agent.channel(),
+        }
     }
 
     /// Drains and detaches.
@@ -58,7 +70,9 @@ impl Standalone {
     /// # Errors
     /// If something may still be attached.
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
-        self.agent.stop().await;
+        if let Self::Whole(agent) = self {
+            agent.stop().await;
+        }
         Ok(())
     }
 }

@@ -1,54 +1,99 @@
-//! The live view: owners and their peers by traffic (`model` holds what is known, `view` draws it), or owners and
-//! their calls (`calls`, `calls_view`); `plain` prints both where there is no terminal.
+//! The live view: owners and their peers by traffic (`model` holds what is known, `view` draws it), owners and their
+//! calls (`calls`, `calls_view`), or GPUs and their holders (`gpus`, `gpus_view`); `plain` prints all of them where there
+//! is no terminal.
 
 pub(crate) mod calls;
 pub(crate) mod calls_view;
+pub(crate) mod gpus;
+pub(crate) mod gpus_view;
 pub(crate) mod model;
 pub(crate) mod plain;
 pub(crate) mod screen;
 pub(crate) mod view;
 
-use self::{calls::Calls, model::Model};
-use crate::args::PaneArg;
+use ratatui::Frame;
 
-/// Both panes, of which one is shown.
+use self::{calls::Calls, gpus::Gpus, model::Model, view::Look};
+use crate::{args::PaneArg, terminal::Style};
+
+/// What all panes can.
+pub(crate) trait Pane {
+    /// Whether it stands still.
+    fn is_paused(&self) -> bool;
+    /// Does what a key asks.
+    fn act(&mut self, action: model::Action, page_rows: usize);
+    /// Says why the last refresh failed.
+    fn trouble(&mut self, why: String);
+    /// Draws the whole screen; `agent`: who answers.
+    fn draw(&self, frame: &mut Frame<'_>, agent: &str, look: &Look);
+    /// What is shown where there is no terminal.
+    fn text(&self, style: &Style) -> String;
+}
+
+macro_rules! pane {
+    ($pane:ty, $draw:path, $text:path) => {
+        impl Pane for $pane {
+            fn is_paused(&self) -> bool {
+                self.paused
+            }
+
+            fn act(&mut self, action: model::Action, page_rows: usize) {
+                Self::act(self, action, page_rows);
+            }
+
+            fn trouble(&mut self, why: String) {
+                self.trouble = Some(why);
+            }
+
+            fn draw(&self, frame: &mut Frame<'_>, agent: &str, look: &Look) {
+                $draw(frame, self, agent, look);
+            }
+
+            fn text(&self, style: &Style) -> String {
+                $text(self, style)
+            }
+        }
+    };
+}
+
+pane!(Model, view::draw, plain::render);
+pane!(Calls, calls_view::draw, plain::render_calls);
+pane!(Gpus, gpus_view::draw, plain::render_gpus);
+
+/// All panes, of which one is shown.
 #[derive(Debug)]
 pub(crate) struct Panes {
     pub(crate) shown: PaneArg,
     pub(crate) network: Model,
     pub(crate) calls: Calls,
+    pub(crate) gpus: Gpus,
 }
 
 impl Panes {
-    /// The other pane.
+    /// Shows the next pane.
     pub(crate) const fn switch(&mut self) {
         self.shown = match self.shown {
             PaneArg::Network => PaneArg::Syscalls,
-            PaneArg::Syscalls => PaneArg::Network,
+            PaneArg::Syscalls => PaneArg::Gpu,
+            PaneArg::Gpu => PaneArg::Network,
         };
     }
 
-    /// Whether the pane that is shown stands still.
-    pub(crate) const fn is_paused(&self) -> bool {
+    /// The pane that is shown.
+    pub(crate) fn pane(&self) -> &dyn Pane {
         match self.shown {
-            PaneArg::Network => self.network.paused,
-            PaneArg::Syscalls => self.calls.paused,
+            PaneArg::Network => &self.network,
+            PaneArg::Syscalls => &self.calls,
+            PaneArg::Gpu => &self.gpus,
         }
     }
 
-    /// Does what a key asks.
-    pub(crate) fn act(&mut self, action: model::Action, page_rows: usize) {
+    /// As [`Panes::pane`].
+    pub(crate) fn pane_mut(&mut self) -> &mut dyn Pane {
         match self.shown {
-            PaneArg::Network => self.network.act(action, page_rows),
-            PaneArg::Syscalls => self.calls.act(action, page_rows),
-        }
-    }
-
-    /// Says why the last refresh of the pane that is shown failed.
-    pub(crate) fn trouble(&mut self, why: String) {
-        match self.shown {
-            PaneArg::Network => self.network.trouble = Some(why),
-            PaneArg::Syscalls => self.calls.trouble = Some(why),
+            PaneArg::Network => &mut self.network,
+            PaneArg::Syscalls => &mut self.calls,
+            PaneArg::Gpu => &mut self.gpus,
         }
     }
 }

@@ -18,7 +18,7 @@ use nix::{
     unistd::Pid,
 };
 use orb8_proto::v1::{
-    FlowFilter, FlowSort, ListPodsRequest, SyscallFilter, SyscallGroup, SyscallMode, SyscallQuery,
+    FlowFilter, FlowSort, GpuFilter, ListPodsRequest, SyscallFilter, SyscallGroup, SyscallMode, SyscallQuery,
     SyscallSort,
 };
 
@@ -100,6 +100,16 @@ fn golden() {
         .env("LC_ALL", "C.UTF-8")
         .env("COLUMNS", "100")
         .case("tests/cmd/cluster/*.trycmd");
+    tests.run();
+    let (server, _) = serve(Story::Server);
+    let tests = trycmd::TestCases::new();
+    tests
+        .env("ORB8_SERVER", server.to_string())
+        .env("LC_ALL", "C.UTF-8")
+        .env("COLUMNS", "100")
+        .insert_var("[SERVER]", server.to_string())
+        .unwrap()
+        .case("tests/cmd/server/*.trycmd");
     tests.run();
 }
 
@@ -326,6 +336,8 @@ fn losses_are_told_and_strict_makes_them_an_exit_code() {
         "syscalls --strict",
         "syscalls -o csv --strict",
         "trace syscalls --count 5 --strict",
+        "gpu --strict",
+        "gpu -o json --strict",
     ] {
         assert_eq!(run(&clean, line).0, Some(0), "{line}");
         let (code, stdout, stderr) = run(&lossy, line);
@@ -386,8 +398,11 @@ fn closed_pipes_are_no_failure() {
         "trace network -o json",
         "syscalls -o json --watch --interval 100ms",
         "trace syscalls",
+        "trace gpu",
+        "gpu -o json --watch --interval 100ms",
         "top --interval 100ms",
         "top --interval 100ms --pane syscalls",
+        "top --interval 100ms --pane gpu",
     ] {
         let mut child = spawn(&agent, line);
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -427,6 +442,8 @@ fn signals_end_what_runs_on_with_success() {
             "flows --watch --interval 100ms",
             "syscalls --watch --interval 100ms",
             "trace syscalls",
+            "trace gpu",
+            "gpu --watch --interval 100ms",
             "top --interval 100ms",
         ] {
             let mut child = spawn(&agent, line);
@@ -554,6 +571,10 @@ fn completions_and_man_pages_are_complete() {
         "orb8-syscalls.1",
         "orb8-syscall-mode.1",
         "orb8-trace-syscalls.1",
+        "orb8-trace-gpu.1",
+        "orb8-gpu.1",
+        "orb8-gpu-idle.1",
+        "orb8-gpu-cuda.1",
         "orb8-profile-seccomp.1",
         "orb8-top.1",
         "orb8-doctor.1",
@@ -769,4 +790,153 @@ fn top_s_panes_ask_only_for_what_they_show() {
     let (code, _, stderr) = run(&agent, "top --pane syscalls --port 53");
     assert_eq!(code, Some(2));
     assert!(stderr.contains("--port is about flows"), "{stderr}");
+}
+
+#[test]
+fn gpus_are_asked_with_these_conditions() {
+    let (agent, asked) = serve(Story::ClusterOne);
+    let agent = agent.to_string();
+    let filter = GpuFilter {
+        namespaces: vec!["ml".into()],
+        pods: vec!["train".into(), "app=web,tier!=db".into()],
+        workloads: vec!["Job/train".into()],
+        devices: vec!["0".into(), "GPU-5fd4".into()],
+    };
+    let filters = "-n ml --pod train --pod app=web,tier!=db --workload Job/train --device 0,GPU-5fd4";
+    let since = |line: &str| {
+        let (code, _, stderr) = run(&agent, &format!("{line} -o json {filters}"));
+        assert_eq!(code, Some(0), "{line}: {stderr}");
+        let query = asked.gpus.lock().unwrap().pop().unwrap();
+        assert_eq!(query.filter.as_ref(), Some(&filter), "{line}");
+        (query.since.is_some(), query.idle)
+    };
+    assert_eq!(since("gpu"), (false, false));
+    assert_eq!(since("gpu --since 10m"), (true, false));
+    assert_eq!(since("gpu idle"), (true, true));
+    assert_eq!(since("gpu cuda"), (false, false));
+    let line = format!("trace gpu --count 1 {filters}");
+    assert_eq!(run(&agent, &line).0, Some(0));
+    let request = asked.events.lock().unwrap().pop().unwrap();
+    assert_eq!(
+        (request.gpu, request.network, request.syscall),
+        (Some(filter), None, None)
+    );
+}
+
+/// What the device did is in one row, whoever held it: sums over rows have nothing twice.
+#[test]
+fn a_device_is_counted_once_in_each_form() {
+    let (agent, _) = serve(Story::ClusterOne);
+    let agent = agent.to_string();
+    let (_, stdout, _) = run(&agent, "gpu -o csv");
+    let mut reader = csv::Reader::from_reader(stdout.as_bytes());
+    let header = reader.headers().unwrap().clone();
+    let column = |name: &str| header.iter().position(|column| column == name).unwrap();
+    let (row, uuid, instance, used, method) = (
+        column("row"),
+        column("uuid"),
+        column("instance"),
+        column("memory_used_bytes"),
+        column("holder_method"),
+    );
+    let rows: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+    let devices: Vec<_> = rows.iter().filter(|fields| &fields[row] == "device").collect();
+    let mut keys: Vec<_> = devices
+        .iter()
+        .map(|fields| (&fields[uuid], &fields[instance]))
+        .collect();
+    keys.sort_unstable();
+    keys.dedup();
+    assert_eq!((devices.len(), keys.len()), (11, 11));
+    for holder in rows.iter().filter(|fields| &fields[row] == "holder") {
+        assert!(
+            holder[used].is_empty() && !holder[method].is_empty(),
+            "{holder:?}"
+        );
+    }
+    let (_, stdout, _) = run(&agent, "gpu -o json");
+    let records: Vec<serde_json::Value> = stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(records.len(), 11);
+    for holder in records
+        .iter()
+        .filter_map(|record| record["holders"].as_array())
+        .flatten()
+    {
+        assert!(holder["method"].is_string(), "{holder}");
+        if holder["method"] == "shared_estimate" {
+            assert!(
+                holder["utilization"].is_null() && holder["memory_bytes"].is_null(),
+                "{holder}"
+            );
+        }
+    }
+}
+
+#[test]
+fn no_gpu_is_one_line_and_no_failure() {
+    let (agent, _) = serve(Story::Clean);
+    let agent = agent.to_string();
+    for line in [
+        "gpu",
+        "gpu --strict",
+        "gpu idle",
+        "gpu -o wide --since 1h",
+        "gpu -A --device 0",
+    ] {
+        let (code, stdout, stderr) = run(&agent, line);
+        assert_eq!(
+            (code, stdout.lines().count(), &*stderr),
+            (Some(0), 1, ""),
+            "{line}: {stdout}"
+        );
+        assert!(stdout.starts_with("no GPU here"), "{line}: {stdout}");
+    }
+    let (code, stdout, stderr) = run(&agent, "gpu -o json --watch --interval 100ms --count 3");
+    assert_eq!(
+        (code, &*stdout, stderr.lines().count()),
+        (Some(0), "", 1),
+        "{stderr}"
+    );
+    let (code, stdout, _) = run(&agent, "top --pane gpu --interval 100ms --count 1");
+    assert_eq!(code, Some(0));
+    assert!(stdout.contains("no GPU here"), "{stdout}");
+}
+
+#[test]
+fn an_answer_about_gpus_that_breaks_off_is_a_failure() {
+    let (agent, _) = serve(Story::Broken);
+    let (code, _, stderr) = run(&agent.to_string(), "gpu");
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("shutting down"), "{stderr}");
+}
+
+#[test]
+fn top_shows_gpus_and_asks_for_nothing_else() {
+    let (agent, asked) = serve(Story::Ticking);
+    let agent = agent.to_string();
+    let (code, stdout, stderr) = run(&agent, "top --sort use --interval 100ms --count 2 --namespace ml");
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(
+        stdout.lines().filter(|line| line.starts_with("--- 2026")).count(),
+        2,
+        "{stdout}"
+    );
+    assert!(
+        stdout.contains("ml/train-0") && stdout.contains("shared_estimate"),
+        "{stdout}"
+    );
+    assert!(asked.flows.lock().unwrap().is_empty() && asked.syscalls.lock().unwrap().is_empty());
+    let query = asked.gpus.lock().unwrap().pop().unwrap();
+    assert_eq!(
+        (query.since, query.filter.unwrap().namespaces),
+        (None, vec!["ml".to_owned()])
+    );
+    for line in ["top --pane gpu --owner nginx", "top --pane gpu --port 53"] {
+        let (code, _, stderr) = run(&agent, line);
+        assert_eq!(code, Some(2));
+        assert!(stderr.contains("is not about GPUs"), "{stderr}");
+    }
 }

@@ -7,7 +7,7 @@ use prost_types::Timestamp;
 use tokio::time::MissedTickBehavior;
 
 use crate::{
-    args::{CallSort, PaneArg, SortArg, TopArgs, TopSort, TopSortArg},
+    args::{CallSort, GpuSort, PaneArg, SortArg, TopArgs, TopSort, TopSortArg},
     exit::{Outcome, Usage},
     filter::{self, Scope},
     fleet::Fleet,
@@ -18,8 +18,8 @@ use crate::{
     top::{
         Panes,
         calls::Calls,
+        gpus::Gpus,
         model::{Action, Interval, Model},
-        plain,
         screen::{Input, Screen},
     },
 };
@@ -47,62 +47,99 @@ pub(super) async fn run(fleet: &Fleet, args: &TopArgs, stop: &Stop) -> anyhow::R
 /// # Errors
 /// If options contradict each other.
 fn panes(fleet: &Fleet, args: &TopArgs) -> Result<Panes, Usage> {
-    let (shown, network, calls) = resolve(args)?;
+    let (shown, Orders { network, calls, gpus }) = resolve(args)?;
     let scope = Scope::of_flows(&args.filter, fleet.namespace.as_deref());
     let mut network = Model::new(network);
     network.note = scope.note();
     let mut calls = Calls::new(calls);
     calls.notes.extend(scope.note());
+    let mut gpus = Gpus::new(gpus, fleet.is_many());
+    gpus.notes.extend(scope.note());
     let flows_only = filter::syscall::about_flows(&args.filter);
-    if !flows_only.is_empty() {
-        if shown == PaneArg::Syscalls {
-            return Err(Usage(format!(
-                "{} is about flows, and has no place in the syscalls pane",
-                flows_only.join(", ")
-            )));
+    // Of units and processes, no GPU can be asked for.
+    let mut not_gpus = flows_only.clone();
+    if !args.filter.owner.is_empty() {
+        not_gpus.push("--owner");
+    }
+    for (pane, options, what) in [
+        (
+            PaneArg::Syscalls,
+            &flows_only,
+            "is about flows, and has no place in the syscalls pane",
+        ),
+        (
+            PaneArg::Gpu,
+            &not_gpus,
+            "is not about GPUs, and has no place in their pane",
+        ),
+    ] {
+        if shown == pane && !options.is_empty() {
+            return Err(Usage(format!("{} {what}", options.join(", "))));
         }
+    }
+    if !flows_only.is_empty() {
         calls
             .notes
             .push(format!("all calls: {} is about flows", flows_only.join(", ")));
+    }
+    if !not_gpus.is_empty() {
+        gpus.notes
+            .push(format!("all GPUs: {} is not about them", not_gpus.join(", ")));
     }
     Ok(Panes {
         shown,
         network,
         calls,
+        gpus,
     })
 }
 
+/// The order of each pane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Orders {
+    network: TopSort,
+    calls: CallSort,
+    gpus: GpuSort,
+}
+
 /// The pane, and the order of each.
-fn resolve(args: &TopArgs) -> Result<(PaneArg, TopSort, CallSort), Usage> {
+fn resolve(args: &TopArgs) -> Result<(PaneArg, Orders), Usage> {
     use TopSortArg as A;
-    let (network, calls) = match args.sort {
-        None => (Some(TopSort::Bytes), Some(CallSort::Calls)),
-        Some(A::Name) => (Some(TopSort::Name), Some(CallSort::Name)),
-        Some(A::Bytes) => (Some(TopSort::Bytes), None),
-        Some(A::Sent) => (Some(TopSort::Sent), None),
-        Some(A::Received) => (Some(TopSort::Received), None),
-        Some(A::Packets) => (Some(TopSort::Packets), None),
-        Some(A::Retransmits) => (Some(TopSort::Retransmits), None),
-        Some(A::Calls) => (None, Some(CallSort::Calls)),
-        Some(A::Errors) => (None, Some(CallSort::Errors)),
-        Some(A::Time) => (None, Some(CallSort::Time)),
-    };
-    let pane = match (args.pane, network, calls) {
-        (Some(PaneArg::Network), None, _) => {
-            return Err(Usage(
-                "the network pane has no such --sort: leave --pane out".to_owned(),
-            ));
+    let mut orders = Orders::default();
+    // Panes that have the order, the one that it is meant of first.
+    let panes: &[PaneArg] = match args.sort {
+        None => &[PaneArg::Network, PaneArg::Syscalls, PaneArg::Gpu],
+        Some(A::Name) => {
+            (orders.network, orders.calls) = (TopSort::Name, CallSort::Name);
+            &[PaneArg::Network, PaneArg::Syscalls, PaneArg::Gpu]
         }
-        (Some(PaneArg::Syscalls), _, None) => {
-            return Err(Usage(
-                "the syscalls pane has no such --sort: leave --pane out".to_owned(),
-            ));
-        }
-        (Some(pane), ..) => pane,
-        (None, None, _) => PaneArg::Syscalls,
-        (None, Some(_), _) => PaneArg::Network,
+        Some(A::Bytes | A::Sent | A::Received | A::Packets | A::Retransmits) => &[PaneArg::Network],
+        Some(A::Calls | A::Errors | A::Time) => &[PaneArg::Syscalls],
+        Some(A::Use) => &[PaneArg::Gpu],
     };
-    Ok((pane, network.unwrap_or_default(), calls.unwrap_or_default()))
+    match args.sort {
+        Some(A::Sent) => orders.network = TopSort::Sent,
+        Some(A::Received) => orders.network = TopSort::Received,
+        Some(A::Packets) => orders.network = TopSort::Packets,
+        Some(A::Retransmits) => orders.network = TopSort::Retransmits,
+        Some(A::Errors) => orders.calls = CallSort::Errors,
+        Some(A::Time) => orders.calls = CallSort::Time,
+        Some(A::Use) => orders.gpus = GpuSort::Use,
+        // The defaults.
+        None | Some(A::Bytes | A::Calls | A::Name) => {}
+    }
+    let pane = args.pane.unwrap_or(panes[0]);
+    if !panes.contains(&pane) {
+        let name = match pane {
+            PaneArg::Network => "network",
+            PaneArg::Syscalls => "syscalls",
+            PaneArg::Gpu => "GPU",
+        };
+        return Err(Usage(format!(
+            "the {name} pane has no such --sort: leave --pane out"
+        )));
+    }
+    Ok((pane, orders))
 }
 
 /// From where to ask next; a pane that was not asked yet has none.
@@ -118,6 +155,7 @@ enum Came {
     Begin(PaneArg, Cursor, Option<Timestamp>),
     Flows(Interval, Box<End>),
     Calls(Box<query::syscall::Answer>),
+    Gpus(Box<query::gpu::Answer>),
 }
 
 /// What is new since the last answer of this pane.
@@ -155,6 +193,10 @@ async fn ask(fleet: &Fleet, args: &TopArgs, pane: PaneArg, cursors: &Cursors) ->
             let answer = query::syscall::ask(fleet, &query, cursor).await?;
             Ok(Came::Calls(Box::new(answer)))
         }
+        (PaneArg::Gpu, ..) => {
+            let query = filter::gpu::top_query(&args.filter, &scope);
+            Ok(Came::Gpus(Box::new(query::gpu::ask(fleet, &query).await?)))
+        }
     }
 }
 
@@ -166,6 +208,9 @@ fn take(panes: &mut Panes, cursors: &mut Cursors, came: Came, args: &TopArgs) {
             cursors.network = Some(cursor);
             panes.network.to = to;
         }
+        // Samples have no begin.
+        Came::Begin(PaneArg::Gpu, ..) => {}
+        Came::Gpus(answer) => panes.gpus.refresh(*answer),
         Came::Begin(PaneArg::Syscalls, cursor, to) => {
             cursors.calls = Some(cursor);
             panes.calls.to = to;
@@ -217,18 +262,18 @@ async fn on_screen(
                                 panes.switch();
                                 break None;
                             }
-                            Input::Act(action) => panes.act(action, rows),
+                            Input::Act(action) => panes.pane_mut().act(action, rows),
                             Input::Redraw => {}
                         }
                         screen.draw(panes, &agent, &look)?;
                     }
-                    came = &mut refresh, if !panes.is_paused() => break Some(came),
+                    came = &mut refresh, if !panes.pane().is_paused() => break Some(came),
                 }
             }
         };
         match came {
             Some(Ok(came)) => take(panes, cursors, came, args),
-            Some(Err(error)) => panes.trouble(format!("{error:#}")),
+            Some(Err(error)) => panes.pane_mut().trouble(format!("{error:#}")),
             // What the other pane had asked for is asked again when it is shown: its answer covers the time between.
             None => {
                 ticks.reset_immediately();
@@ -259,12 +304,7 @@ async fn as_text(
         }
         let came = ask(fleet, args, panes.shown, cursors).await?;
         take(panes, cursors, came, args);
-        output
-            .write(match panes.shown {
-                PaneArg::Network => plain::render(&panes.network, style),
-                PaneArg::Syscalls => plain::render_calls(&panes.calls, style),
-            })
-            .await?;
+        output.write(panes.pane().text(style)).await?;
         refreshes += 1;
     }
     output.finish().await?;
@@ -286,20 +326,28 @@ mod tests {
             };
             resolve(&args).map_err(|error| error.to_string())
         };
-        use {CallSort as C, PaneArg as P, TopSort as T};
+        use {CallSort as C, GpuSort as G, PaneArg as P, TopSort as T};
         for (line, expected) in [
-            ("orb8 top", (P::Network, T::Bytes, C::Calls)),
-            ("orb8 top --sort name", (P::Network, T::Name, C::Name)),
-            ("orb8 top --sort sent", (P::Network, T::Sent, C::Calls)),
-            ("orb8 top --sort time", (P::Syscalls, T::Bytes, C::Time)),
+            ("orb8 top", (P::Network, T::Bytes, C::Calls, G::Name)),
+            ("orb8 top --sort name", (P::Network, T::Name, C::Name, G::Name)),
+            ("orb8 top --sort sent", (P::Network, T::Sent, C::Calls, G::Name)),
+            ("orb8 top --sort time", (P::Syscalls, T::Bytes, C::Time, G::Name)),
+            ("orb8 top --sort use", (P::Gpu, T::Bytes, C::Calls, G::Use)),
+            ("orb8 top --pane gpu", (P::Gpu, T::Bytes, C::Calls, G::Name)),
             (
                 "orb8 top --pane syscalls --sort name",
-                (P::Syscalls, T::Name, C::Name),
+                (P::Syscalls, T::Name, C::Name, G::Name),
             ),
         ] {
-            assert_eq!(resolved(line), Ok(expected), "{line}");
+            let (pane, network, calls, gpus) = expected;
+            assert_eq!(
+                resolved(line),
+                Ok((pane, Orders { network, calls, gpus })),
+                "{line}"
+            );
         }
         assert!(resolved("orb8 top --pane network --sort calls").is_err());
         assert!(resolved("orb8 top --pane syscalls --sort bytes").is_err());
+        assert!(resolved("orb8 top --pane gpu --sort bytes").is_err());
     }
 }

@@ -13,14 +13,14 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::{
-    args::{TraceForm, TraceNetworkArgs, TraceSyscallsArgs},
+    args::{TraceForm, TraceGpuArgs, TraceNetworkArgs, TraceSyscallsArgs},
     exit::Outcome,
     filter::{self, Scope},
     fleet::Fleet,
     humanise,
     output::Output,
     query,
-    render::{event, flow_json, syscall_event, syscall_json},
+    render::{event, flow_json, gpu_event, gpu_json, syscall_event, syscall_json},
     signals::Stop,
     terminal::{self, Style},
 };
@@ -72,6 +72,28 @@ pub(super) async fn syscalls(
         }
         (Event::Syscall(event), TraceForm::Json) => {
             flow_json::line(&syscall_json::EventRecord::from(event)).map(Some)
+        }
+        _ => Ok(None),
+    };
+    trace.follow(fleet, stop, render).await
+}
+
+/// `orb8 trace gpu`.
+pub(super) async fn gpu(fleet: &Fleet, args: &TraceGpuArgs, stop: &Stop) -> anyhow::Result<Outcome> {
+    let scope = Scope::of_holders(&args.filter, fleet.namespace.as_deref());
+    let trace = Trace {
+        request: filter::gpu::events(&args.filter, &scope),
+        note: scope.note(),
+        count: args.count,
+        duration: args.duration,
+        strict: args.strict,
+        loss: gpu_event::loss,
+    };
+    let style = Style::of_stdout();
+    let render = |event: &Event| match (event, args.output) {
+        (Event::Gpu(event), TraceForm::Lines) => Ok(Some(gpu_event::line(event, fleet.is_many(), &style))),
+        (Event::Gpu(event), TraceForm::Json) => {
+            flow_json::line(&gpu_json::EventRecord::from(event)).map(Some)
         }
         _ => Ok(None),
     };

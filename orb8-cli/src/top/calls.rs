@@ -270,12 +270,6 @@ impl Calls {
             return;
         }
         match action {
-            Action::Up => self.select(|index, _| index.saturating_sub(1)),
-            Action::Down => self.select(|index, _| index + 1),
-            Action::PageUp => self.select(|index, _| index.saturating_sub(page_rows)),
-            Action::PageDown => self.select(|index, _| index + page_rows),
-            Action::Top => self.select(|_, _| 0),
-            Action::Bottom => self.select(|_, len| len),
             Action::Enter => {
                 if self.page == Page::Owners
                     && let Some(index) = self.selected()
@@ -298,22 +292,25 @@ impl Calls {
             Action::Pause => self.paused = !self.paused,
             Action::Help => self.help = true,
             Action::Pane | Action::Other => {}
+            moving => self.select(moving, page_rows),
         }
     }
 
-    /// Selects the row that `to` makes of the selected one and the number of rows.
-    fn select(&mut self, to: impl Fn(usize, usize) -> usize) {
+    /// Selects the row to which a key moves.
+    fn select(&mut self, moving: Action, page_rows: usize) {
         let Some(index) = self.selected() else { return };
         match &self.page {
             Page::Owners => {
                 let rows = self.owners();
-                let index = to(index, rows.len()).min(rows.len() - 1);
-                self.selected_owner = Some(rows[index].0.to_owned());
+                if let Some(index) = moving.moved(index, rows.len(), page_rows) {
+                    self.selected_owner = Some(rows[index].0.to_owned());
+                }
             }
             Page::Calls(owner) => {
                 let rows = self.calls_of(owner);
-                let index = to(index, rows.len()).min(rows.len() - 1);
-                self.selected_call = Some(rows[index].0.clone());
+                if let Some(index) = moving.moved(index, rows.len(), page_rows) {
+                    self.selected_call = Some(rows[index].0.clone());
+                }
             }
         }
     }

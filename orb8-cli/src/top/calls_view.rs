@@ -31,7 +31,7 @@ const HELP: [&str; 14] = [
     "Enter             the owner's calls",
     "Esc, Backspace    back to the owners",
     "s                 next sort order",
-    "Tab               the network pane",
+    "Tab               the GPUs' pane",
     "p, Space          pause; the counts go on in the kernel",
     "q, ^C             quit",
     "",
@@ -66,8 +66,8 @@ pub(crate) fn draw(frame: &mut Frame<'_>, calls: &Calls, agent: &str, look: &Loo
     );
     lines.push(Line::styled(
         match calls.page {
-            Page::Owners => "Enter calls  s sort  Tab network  p pause  ? help  q quit",
-            Page::Calls(_) => "Esc back  s sort  Tab network  p pause  ? help  q quit",
+            Page::Owners => "Enter calls  s sort  Tab GPUs  p pause  ? help  q quit",
+            Page::Calls(_) => "Esc back  s sort  Tab GPUs  p pause  ? help  q quit",
         },
         ratatui::style::Style::new().add_modifier(ratatui::style::Modifier::DIM),
     ));
@@ -254,7 +254,7 @@ mod tests {
             "epoll_pwait2",
             "syscall/callers lost 5 of 5 calls",
             "namespace shop only",
-            "Tab network",
+            "Tab GPUs",
             "by calls",
         ] {
             assert!(text.contains(expected), "{expected} in {text}");

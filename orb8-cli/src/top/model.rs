@@ -191,6 +191,22 @@ pub(crate) enum Action {
     Other,
 }
 
+impl Action {
+    /// The row to which a key moves from row `index` of `len`; nothing if it moves nowhere.
+    pub(crate) fn moved(self, index: usize, len: usize, page_rows: usize) -> Option<usize> {
+        let to = match self {
+            Self::Up => index.saturating_sub(1),
+            Self::Down => index.saturating_add(1),
+            Self::PageUp => index.saturating_sub(page_rows),
+            Self::PageDown => index.saturating_add(page_rows),
+            Self::Top => 0,
+            Self::Bottom => len,
+            _ => return None,
+        };
+        Some(to.min(len.checked_sub(1)?))
+    }
+}
+
 /// All that `top` knows.
 #[derive(Debug, Default)]
 pub(crate) struct Model {
@@ -326,12 +342,6 @@ impl Model {
             return;
         }
         match action {
-            Action::Up => self.select(|index, _| index.saturating_sub(1)),
-            Action::Down => self.select(|index, _| index + 1),
-            Action::PageUp => self.select(|index, _| index.saturating_sub(page_rows)),
-            Action::PageDown => self.select(|index, _| index + page_rows),
-            Action::Top => self.select(|_, _| 0),
-            Action::Bottom => self.select(|_, len| len),
             Action::Enter => {
                 if self.page == Page::Owners
                     && let Some(index) = self.selected()
@@ -356,22 +366,25 @@ impl Model {
             Action::Pause => self.paused = !self.paused,
             Action::Help => self.help = true,
             Action::Pane | Action::Other => {}
+            moving => self.select(moving, page_rows),
         }
     }
 
-    /// Selects the row that `to` makes of the selected one and the number of rows.
-    fn select(&mut self, to: impl Fn(usize, usize) -> usize) {
+    /// Selects the row to which a key moves.
+    fn select(&mut self, moving: Action, page_rows: usize) {
         let Some(index) = self.selected() else { return };
         match &self.page {
             Page::Owners => {
                 let rows = self.owners();
-                let index = to(index, rows.len()).min(rows.len() - 1);
-                self.selected_owner = Some(rows[index].0.to_owned());
+                if let Some(index) = moving.moved(index, rows.len(), page_rows) {
+                    self.selected_owner = Some(rows[index].0.to_owned());
+                }
             }
             Page::Peers(owner) => {
                 let rows = self.peers(owner);
-                let index = to(index, rows.len()).min(rows.len() - 1);
-                self.selected_peer = Some(rows[index].0.clone());
+                if let Some(index) = moving.moved(index, rows.len(), page_rows) {
+                    self.selected_peer = Some(rows[index].0.clone());
+                }
             }
         }
     }

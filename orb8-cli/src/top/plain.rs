@@ -1,11 +1,11 @@
 //! `top` where there is no terminal: a table a refresh.
 
-use super::{calls::Calls, calls_view, model::Model, view::sparkline};
+use super::{calls::Calls, calls_view, gpus::Gpus, model::Model, view::sparkline};
 use crate::{
     humanise,
     ledger::Losses,
     render::{
-        footer,
+        footer, gpu_table,
         table::{Cell, Column, Table},
     },
     terminal::Style,
@@ -78,5 +78,21 @@ pub(crate) fn render_calls(calls: &Calls, style: &Style) -> String {
         table.render(Some(style.width), style),
         footer::notes(&calls.notes),
         footer::losses(calls.losses.as_ref().unwrap_or(&unknown), style),
+    )
+}
+
+/// GPUs and their holders, below the time of the answer.
+pub(crate) fn render_gpus(gpus: &Gpus, style: &Style) -> String {
+    let unknown = Losses::unknown();
+    let table = match &gpus.nothing {
+        Some(nothing) => footer::notes(std::slice::from_ref(nothing)),
+        None => gpu_table::narrow(gpus.devices(), gpus.many, style),
+    };
+    format!(
+        "--- {}\n{table}{}{}{}",
+        timestamp::date_clock(gpus.to.as_ref()),
+        footer::notes(&gpus.notes),
+        footer::notes(&gpus.said),
+        footer::losses(gpus.losses.as_ref().unwrap_or(&unknown), style),
     )
 }

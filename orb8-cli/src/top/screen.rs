@@ -7,11 +7,10 @@ use futures::StreamExt as _;
 use ratatui::DefaultTerminal;
 
 use super::{
-    Panes, calls_view,
+    Panes,
     model::Action,
     view::{self, Look},
 };
-use crate::args::PaneArg;
 
 /// The terminal. Dropping it gives the terminal back; so does a panic (ratatui's hook).
 #[derive(Debug)]
@@ -43,10 +42,8 @@ impl Screen {
     }
 
     pub(crate) fn draw(&mut self, panes: &Panes, agent: &str, look: &Look) -> io::Result<()> {
-        self.terminal.draw(|frame| match panes.shown {
-            PaneArg::Network => view::draw(frame, &panes.network, agent, look),
-            PaneArg::Syscalls => calls_view::draw(frame, &panes.calls, agent, look),
-        })?;
+        self.terminal
+            .draw(|frame| panes.pane().draw(frame, agent, look))?;
         Ok(())
     }
 

@@ -35,7 +35,7 @@ const HELP: [&str; 13] = [
     "Enter             the owner's peers",
     "Esc, Backspace    back to the owners",
     "s                 next sort order",
-    "Tab               the syscalls pane",
+    "Tab               the syscalls pane, then the GPUs'",
     "p, Space          pause; the counts go on in the kernel",
     "q, ^C             quit",
     "",
@@ -303,6 +303,12 @@ pub(super) fn popup(frame: &mut Frame<'_>, lines: &[&'static str], look: &Look) 
 
 /// The latest values as bars, scaled to the greatest of all that are kept; right-aligned.
 pub(crate) fn sparkline(history: &VecDeque<u64>, width: usize, utf8: bool) -> String {
+    let top = history.iter().copied().max().unwrap_or_default();
+    sparkline_to(history, top, width, utf8)
+}
+
+/// The same, with a full bar for `top`.
+pub(crate) fn sparkline_to(history: &VecDeque<u64>, top: u64, width: usize, utf8: bool) -> String {
     let bars = if utf8 { BARS } else { ASCII_BARS };
     // Each bar is the greatest of its bucket, so that the whole minute fits.
     let bucket = super::model::HISTORY.div_ceil(width.max(1));
@@ -311,13 +317,14 @@ pub(crate) fn sparkline(history: &VecDeque<u64>, width: usize, utf8: bool) -> St
         .rchunks(bucket)
         .map(|chunk| chunk.iter().copied().max().unwrap_or_default())
         .collect();
-    let top = maxima.iter().copied().max().unwrap_or_default();
     let shown: String = maxima
         .iter()
         .rev()
         .map(|&value| match value {
             0 => ' ',
-            value => bars[usize::try_from(u128::from(value) * 7 / u128::from(top)).unwrap_or(7)],
+            value => {
+                bars[usize::try_from(u128::from(value.min(top)) * 7 / u128::from(top.max(1))).unwrap_or(7)]
+            }
         })
         .collect();
     format!("{}{shown}", " ".repeat(width.saturating_sub(maxima.len())))

@@ -2,6 +2,8 @@
 
 #[path = "fake_calls.rs"]
 mod fake_calls;
+#[path = "fake_gpus.rs"]
+mod fake_gpus;
 
 use std::{
     net::SocketAddr,
@@ -16,12 +18,12 @@ use orb8_proto::{
     Responses,
     v1::{
         AgentStatus, Attribution, Check, ContainerStatus, Direction, Endpoint, EndpointKind, EventLoss, Flow,
-        FlowBatch, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, InterfaceStatus,
+        FlowBatch, FlowQuery, FlowSort, FlowSummary, GetAgentStatusRequest, GpuQuery, InterfaceStatus,
         KubernetesStatus, LedgerRow, Limit, ListPodsRequest, ListPodsResponse, NetworkEvent,
         NetworkEventKind, ObservationPoint, PodHealth, PodInterface, PodStatus, ProgramStatus,
-        QueryFlowsResponse, QuerySyscallsResponse, Reporter, Service, SetSyscallModeRequest,
-        SetSyscallModeResponse, Setting, State, StreamEventsRequest, StreamEventsResponse, SyscallBatch,
-        SyscallMode, SyscallQuery, Verdict, WatchStatus,
+        QueryFlowsResponse, QueryGpusResponse, QuerySyscallsResponse, Reporter, Service,
+        SetSyscallModeRequest, SetSyscallModeResponse, Setting, State, StreamEventsRequest,
+        StreamEventsResponse, SyscallBatch, SyscallMode, SyscallQuery, Verdict, WatchStatus,
         observation_point::Point,
         orbit_service_server::{OrbitService, OrbitServiceServer},
         query_flows_response::Part,
@@ -53,6 +55,8 @@ pub enum Story {
     ClusterOne,
     /// Node n2 of it.
     ClusterTwo,
+    /// A server of five nodes, not all of which answer: of GPUs only.
+    Server,
 }
 
 /// What was asked.
@@ -63,6 +67,7 @@ pub struct Asked {
     pub pods: Arc<Mutex<Vec<ListPodsRequest>>>,
     pub syscalls: Arc<Mutex<Vec<SyscallQuery>>>,
     pub modes: Arc<Mutex<Vec<SyscallMode>>>,
+    pub gpus: Arc<Mutex<Vec<GpuQuery>>>,
 }
 
 #[derive(Debug)]
@@ -575,7 +580,12 @@ impl FakeAgent {
                 let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
                 i64::try_from(since.as_secs()).unwrap()
             }
-            Story::Clean | Story::Lossy | Story::Broken | Story::ClusterOne | Story::ClusterTwo => START,
+            Story::Clean
+            | Story::Lossy
+            | Story::Broken
+            | Story::ClusterOne
+            | Story::ClusterTwo
+            | Story::Server => START,
         }
     }
 
@@ -630,6 +640,21 @@ fn answered(story: Story) -> orb8_proto::v1::NodeAnswer {
 
 #[tonic::async_trait]
 impl OrbitService for FakeAgent {
+    async fn query_gpus(
+        &self,
+        request: Request<GpuQuery>,
+    ) -> Result<Response<Responses<QueryGpusResponse>>, Status> {
+        let query = request.into_inner();
+        self.asked.gpus.lock().unwrap().push(query.clone());
+        let parts = fake_gpus::answer(self.story, &query, self.now())?;
+        let mut parts: Vec<_> = parts.into_iter().map(Ok).collect();
+        if self.story == Story::Broken {
+            parts.pop();
+            parts.push(Err(Status::unavailable("shutting down")));
+        }
+        Ok(Response::new(Box::pin(tokio_stream::iter(parts))))
+    }
+
     async fn query_syscalls(
         &self,
         request: Request<SyscallQuery>,
@@ -924,6 +949,9 @@ impl OrbitService for FakeAgent {
     ) -> Result<Response<Responses<StreamEventsResponse>>, Status> {
         let request = request.into_inner();
         self.asked.events.lock().unwrap().push(request.clone());
+        if request.gpu.is_some() {
+            return Ok(Response::new(self.told_on(fake_gpus::events())));
+        }
         if request.syscall.is_some() {
             return Ok(Response::new(self.told_on(fake_calls::events(self.story))));
         }
