@@ -1,5 +1,5 @@
 //! Checks the ways to install orb8 against each other and against what they may ask of a cluster: the manifests in
-//! `deploy/`, the component in `deploy/components/locked-memory`, and the Helm chart in `deploy/helm/orb8`.
+//! `deploy/`, the components in `deploy/components`, and the Helm chart in `deploy/helm/orb8`.
 
 mod objects;
 mod privileges;
@@ -18,6 +18,8 @@ use tools::Tools;
 const KUSTOMIZE: &str = "kustomize";
 const HELM: &str = "helm";
 const LOCKED_MEMORY: &str = "locked-memory";
+const GPU: &str = "gpu";
+const POD_RESOURCES: &str = "/var/lib/kubelet/pod-resources";
 
 /// Runs every check, and prints what each found.
 ///
@@ -59,6 +61,12 @@ pub(crate) fn run() -> Result<()> {
         "lockedMemory does what the component locked-memory does",
         objects::differences(KUSTOMIZE, &locked, HELM, &chart_locked),
     );
+    let gpu = Objects::parse(&with_component(&tools, root, GPU)?)?;
+    let chart_gpu = helm(&json!({"gpu": {"podResources": POD_RESOURCES}, "namespace": {"create": true}}))?;
+    report(
+        "gpu.podResources does what the component gpu does",
+        objects::differences(KUSTOMIZE, &gpu, HELM, &chart_gpu),
+    );
     report("every component is checked", unknown_components(root)?);
 
     report(
@@ -75,10 +83,21 @@ pub(crate) fn run() -> Result<()> {
             },
         ),
     );
+    report(
+        "the component gpu adds the kubelet's directory alone",
+        privileges::unexpected(
+            &gpu,
+            Meant {
+                pod_resources: Some(POD_RESOURCES),
+                ..Meant::default()
+            },
+        ),
+    );
     for (file, values) in values::examples(root)? {
         let meant = Meant {
             locked_memory: values["lockedMemory"] == true,
             state_dir: values["settings"]["state_dir"].as_str(),
+            pod_resources: values["gpu"]["podResources"].as_str(),
         };
         report(
             &format!("the chart with {file} asks for no more privileges than are meant"),
@@ -131,7 +150,7 @@ fn unknown_components(root: &Path) -> Result<Vec<String>> {
     let mut unknown = Vec::new();
     for entry in fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))? {
         let name = entry?.file_name();
-        if name != LOCKED_MEMORY {
+        if name != LOCKED_MEMORY && name != GPU {
             unknown.push(format!(
                 "deploy/components/{}: nothing checks what it adds; have check-deploy do so",
                 name.display()

@@ -57,6 +57,8 @@ pub(super) struct Meant<'a> {
     pub(super) locked_memory: bool,
     /// A directory of the node may be written to.
     pub(super) state_dir: Option<&'a str>,
+    /// The kubelet's directory of the node that it tells of devices in.
+    pub(super) pod_resources: Option<&'a str>,
 }
 
 /// What the objects ask for beyond (or short of) what is meant.
@@ -206,6 +208,14 @@ impl Check<'_> {
         if let Some(path) = meant.state_dir {
             volumes.push(json!({"name": "state", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}));
             mounts.push(json!({"name": "state", "mountPath": path}));
+        }
+        if let Some(path) = meant.pod_resources.filter(|path| !path.is_empty()) {
+            volumes.push(json!({"name": "pod-resources", "hostPath": {"path": path, "type": "Directory"}}));
+            mounts.push(json!({
+                "name": "pod-resources",
+                "mountPath": "/var/lib/kubelet/pod-resources",
+                "readOnly": true,
+            }));
         }
         self.is(&pod("volumes"), &json!(volumes));
         self.absent(&pod("containers/1"));

@@ -17,6 +17,10 @@ use super::{
 const CHART: &str = "deploy/helm/orb8";
 /// Settings that the chart has no key for: it sets them itself, its probes need them, or there is no such file in a pod.
 const NOT_OFFERED: &[&str] = &[
+    // The image is linked statically and cannot load libraries.
+    "gpu_nvml",
+    // The mount says where it is.
+    "gpu_pod_resources",
     "grpc_address",
     "insecure",
     "kubeconfig",
@@ -132,6 +136,15 @@ pub(super) fn accepted_though_wrong(tools: &Tools) -> Result<Vec<String>> {
             json!({"settings": {"syscall_measured": "@disk"}}),
         ),
         ("/settings/state_dir", json!({"settings": {"state_dir": "/etc"}})),
+        (
+            "/settings/gpu_dcgm_url",
+            json!({"settings": {"gpu_dcgm_url": "localhost:9400"}}),
+        ),
+        ("/settings/gpu_cuda", json!({"settings": {"gpu_cuda": "on"}})),
+        (
+            "/gpu/podResources",
+            json!({"gpu": {"podResources": "var/lib/kubelet"}}),
+        ),
         ("/settings/dns", json!({"settings": {"dns": "on"}})),
         ("grpc_address", json!({"settings": {"grpc_address": "::1"}})),
         ("/server/replicas", json!({"server": {"replicas": 0}})),
