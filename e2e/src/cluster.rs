@@ -27,6 +27,8 @@ pub(crate) struct Cluster {
     pub(crate) nodes: Vec<String>,
     pub(crate) ipv6: bool,
     pub(crate) api_hooks: Option<(String, String)>,
+    /// Runs a device plugin until it is killed.
+    pub(crate) device_plugin: Option<String>,
     pub(crate) node_hooks: Option<(String, String)>,
 }
 
@@ -100,6 +102,7 @@ impl Cluster {
             nodes: Vec::new(),
             ipv6: false,
             api_hooks: options.api_stop.clone().zip(options.api_start.clone()),
+            device_plugin: options.device_plugin.clone(),
             node_hooks: options.node_cut.clone().zip(options.node_join.clone()),
         };
         let nodes = cluster.json(&["get", "nodes"]).context("is KUBECONFIG set?")?;

@@ -5,6 +5,7 @@
 //! user would, and compares packets, bytes and names. It makes one namespace, and deletes it.
 
 mod cluster;
+mod gpu;
 mod manifests;
 mod scenarios;
 mod server;
@@ -43,6 +44,9 @@ struct Options {
     /// See --node-cut.
     #[arg(long, env = "ORB8_E2E_NODE_JOIN")]
     node_join: Option<String>,
+    /// Command that runs a device plugin on the first node, with two devices of nvidia.com/gpu, until it is killed.
+    #[arg(long, env = "ORB8_E2E_DEVICE_PLUGIN")]
+    device_plugin: Option<String>,
     /// Leave the namespace for a look.
     #[arg(long)]
     keep: bool,

@@ -33,6 +33,13 @@ pub(crate) fn idle_pod(name: &str, node: &str, image: &str) -> String {
     pod(name, node, &[container("main", image, &["sleep", "3600"])]).to_string()
 }
 
+/// A pod that does nothing, with a GPU.
+pub(crate) fn gpu_pod(name: &str, node: &str, image: &str) -> String {
+    let mut pod = pod(name, node, &[container("main", image, &["sleep", "3600"])]);
+    pod["spec"]["containers"][0]["resources"] = json!({"limits": {"nvidia.com/gpu": 1}});
+    pod.to_string()
+}
+
 /// A server, in what a seccomp profile of the node allows.
 pub(crate) fn serving_pod(name: &str, node: &str, image: &str, profile: Option<&str>) -> String {
     let mut pod = pod(name, node, &[container("main", image, &["serve", "7000"])]);

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     cluster::{Cluster, End, Expected, Flow, Made, NAMESPACE, expect},
-    manifests, server, syscalls,
+    gpu, manifests, server, syscalls,
 };
 
 /// How a scenario ended, unless it failed.
@@ -47,6 +47,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("system calls told one by one", syscalls::trace),
     ("a seccomp profile of a pod fits it", syscalls::seccomp),
     ("a system call that a pod had never made", syscalls::new),
+    ("GPUs that the kubelet hands out", gpu::allocated),
     ("every node answers, over TLS", server::nodes),
     ("an edge over two nodes, to the byte", server::edge_over_nodes),
     ("a token sees its namespaces alone", server::token),
