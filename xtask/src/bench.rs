@@ -9,6 +9,8 @@ mod cleanup;
 #[cfg(feature = "bench")]
 mod cluster;
 #[cfg(feature = "bench")]
+mod cuda;
+#[cfg(feature = "bench")]
 mod fleet;
 #[cfg(feature = "bench")]
 mod footprint;
@@ -56,6 +58,8 @@ pub(crate) enum Section {
     Query,
     /// What the syscall programs add to a call, beside C's and bpftrace's.
     Syscall,
+    /// What uprobes on the CUDA libraries add to a call, beside an empty one and bpftrace's.
+    Cuda,
     /// A server over a thousand agents.
     Fleet,
 }

@@ -5,17 +5,18 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
-    Options, Section, cleanup::Cleanup, fleet, footprint, program, query, report::Report, start, syscall,
-    throughput,
+    Options, Section, cleanup::Cleanup, cuda, fleet, footprint, program, query, report::Report, start,
+    syscall, throughput,
 };
 
-const ALL: [Section; 7] = [
+const ALL: [Section; 8] = [
     Section::Program,
     Section::Throughput,
     Section::Agent,
     Section::Start,
     Section::Query,
     Section::Syscall,
+    Section::Cuda,
     Section::Fleet,
 ];
 
@@ -49,7 +50,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let cleanup = Cleanup::new()?;
     // What the syscall programs cost has a chapter of its own.
     let (mut report, mut syscalls) = (Report::default(), Report::of("syscall"));
-    let mut fleets = Report::of("fleet");
+    let (mut cudas, mut fleets) = (Report::of("cuda"), Report::of("fleet"));
     for &section in sections {
         eprintln!("{section:?}");
         match section {
@@ -59,6 +60,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             Section::Start => start::run(&agent, options.quick, &mut report),
             Section::Query => query::run(&agent, options.quick, &mut report),
             Section::Syscall => syscall::run(options.quick, &mut syscalls),
+            Section::Cuda => cuda::run(options.quick, &mut cudas),
             Section::Fleet => fleet::run(&server, options.quick, &mut fleets),
         }
         .with_context(|| format!("section {section:?}"))?;
@@ -69,9 +71,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let reports = [
         (
             report,
-            has(|section| !matches!(section, Section::Syscall | Section::Fleet)),
+            has(|section| !matches!(section, Section::Syscall | Section::Cuda | Section::Fleet)),
         ),
         (syscalls, has(|section| *section == Section::Syscall)),
+        (cudas, has(|section| *section == Section::Cuda)),
         (fleets, has(|section| *section == Section::Fleet)),
     ];
     let file = options.output.clone().or(default);

@@ -70,7 +70,7 @@ const BPFTRACE: [&str; 2] = [
 ];
 
 /// What is attached during a turn; detached when dropped.
-enum Attached {
+pub(super) enum Attached {
     Nothing,
     C { _links: Vec<RawTracePointLink> },
     Orb8 { _probe: Box<SyscallProbe> },
@@ -166,7 +166,7 @@ fn probe(mode: Mode, measured: &[i64], features: Features) -> Result<SyscallProb
 
 /// bpftrace with one program, once it is attached. In a mount namespace of its own, for it needs tracefs where it is
 /// usually mounted.
-fn bpftrace(program: &str) -> Result<Attached> {
+pub(super) fn bpftrace(program: &str) -> Result<Attached> {
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "sh", "-c"])
