@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use orb8_proto::v1::{Endpoint, GpuDevice, GpuHolder, GpuIdle, GpuMethod, GpuMig, GpuSource};
+use orb8_proto::v1::{Endpoint, GpuDevice, GpuHolder, GpuIdle, GpuMethod, GpuMig, GpuReadings, GpuSource};
 use prost_types::{Duration, Timestamp};
 
 use crate::{ends, query::syscall::seconds, syscall, timestamp};
@@ -183,6 +183,12 @@ fn of_device(device: &GpuDevice) -> Vec<Waste<'_>> {
 
 fn instant(time: Timestamp) -> (i64, i32) {
     (time.seconds, time.nanos)
+}
+
+/// How much a device was used, 0 to 1: instances have no utilization, but a share of the time that their graphics engine was
+/// active, which is what their holders' part is of.
+pub(crate) fn share_used(readings: &GpuReadings) -> Option<f64> {
+    readings.utilization.or(readings.graphics_active)
 }
 
 /// Seconds of a duration that may be unset; never negative.

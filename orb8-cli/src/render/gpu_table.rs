@@ -139,10 +139,10 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// The share of the time that a kernel ran.
+    /// The share of the time that it was used.
     pub(crate) fn usage(self) -> String {
         let share = match self {
-            Self::Device { device, .. } => device.readings.as_ref().and_then(|readings| readings.utilization),
+            Self::Device { device, .. } => device.readings.as_ref().and_then(crate::gpu::share_used),
             Self::Holder { holder, .. } => holder.utilization,
         };
         known(share.and_then(humanise::share))

@@ -173,11 +173,8 @@ fn key(device: &GpuDevice) -> Key {
 }
 
 fn utilization(device: &GpuDevice) -> Option<f64> {
-    device
-        .readings
-        .as_ref()?
-        .utilization
-        .filter(|share| share.is_finite())
+    let readings = device.readings.as_ref()?;
+    gpu::share_used(readings).filter(|share| share.is_finite())
 }
 
 #[cfg(test)]
