@@ -1,6 +1,6 @@
 //! The GPU family: sources are sampled, the kubelet is asked who holds what, errors are followed.
 //!
-//! [`Gpus`] holds what is known; one task or thread for each source brings it up to date. A source that is not there, as on a
+//! `Gpus` holds what is known; one task or thread for each source brings it up to date. A source that is not there, as on a
 //! node without a GPU, is looked for now and then, silently.
 
 mod allocations;
