@@ -483,4 +483,48 @@ rules:
         assert_ne!(found(Some("/var/lib/y")), 0);
         assert_ne!(found(None), 0);
     }
+
+    #[test]
+    fn the_kubelets_directory_is_one_directory_and_read_only() {
+        const KUBELET: &str = "/var/lib/kubelet/pod-resources";
+        let with = |host_path: &str, mount: Value| {
+            let mut objects = agents();
+            let pod = &mut objects["spec"]["template"]["spec"];
+            let add = |list: &mut Value, one| list.as_array_mut().unwrap().push(one);
+            add(
+                &mut pod["volumes"],
+                json!({"name": "pod-resources", "hostPath": {"path": host_path, "type": "Directory"}}),
+            );
+            add(&mut pod["containers"][0]["volumeMounts"], mount);
+            objects
+        };
+        let found = |object: &Value, pod_resources| {
+            let objects = Objects::parse(&object.to_string()).unwrap();
+            let meant = Meant {
+                pod_resources,
+                ..Meant::default()
+            };
+            unexpected(&objects, meant).len()
+        };
+        let read_only = json!({"name": "pod-resources", "mountPath": KUBELET, "readOnly": true});
+
+        // Where a kubelet has it elsewhere on the node, the agent still finds it in the same place.
+        for path in [KUBELET, "/data/kubelet/pod-resources"] {
+            let mounted = with(path, read_only.clone());
+            assert_eq!(found(&mounted, Some(path)), 0, "{path}");
+            assert_ne!(found(&mounted, Some("/var/lib/other")), 0, "{path}");
+            // The chart's default is the empty text.
+            assert_ne!(found(&mounted, Some("")), 0, "{path}");
+            assert_ne!(found(&mounted, None), 0, "{path}");
+        }
+        for mount in [
+            json!({"name": "pod-resources", "mountPath": KUBELET}),
+            json!({"name": "pod-resources", "mountPath": KUBELET, "readOnly": false}),
+            json!({"name": "pod-resources", "mountPath": "/etc", "readOnly": true}),
+        ] {
+            assert_ne!(found(&with(KUBELET, mount.clone()), Some(KUBELET)), 0, "{mount}");
+        }
+        assert_eq!(found(&agents(), Some("")), 0);
+        assert_ne!(found(&agents(), Some(KUBELET)), 0);
+    }
 }
