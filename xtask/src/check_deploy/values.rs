@@ -145,6 +145,10 @@ pub(super) fn accepted_though_wrong(tools: &Tools) -> Result<Vec<String>> {
             "/gpu/podResources",
             json!({"gpu": {"podResources": "var/lib/kubelet"}}),
         ),
+        (
+            "/gpu/podResources",
+            json!({"gpu": {"podResources": "/var/lib/../kubelet"}}),
+        ),
         ("/settings/dns", json!({"settings": {"dns": "on"}})),
         ("grpc_address", json!({"settings": {"grpc_address": "::1"}})),
         ("/server/replicas", json!({"server": {"replicas": 0}})),
