@@ -15,8 +15,8 @@
 //!   namespace or in none (a process of a node, say): address, port and kind; of a Service there address and port. DNS
 //!   names that their own workload asked for. Edges have the other end's report only if it may be seen.
 //! - Calls, and pods, of these namespaces. Nothing of what is in no pod.
-//! - GPUs that a pod of these namespaces holds or uses, and errors of these. Of other holders that there are some. What such a
-//!   device did is told only if nobody else held it in the time that was asked about: it would be theirs as well.
+//! - GPUs that a pod of these namespaces holds or uses, and errors of these. Of other holders, how many there are. What such
+//!   a device did, that it was idle among it, is told only if nobody else held it in that time: it would be theirs as well.
 //! - Sums over what matched, as long as nothing had to be kept back; else the sums of what was told.
 //! - The names and states of nodes. Of losses, that there were some.
 //! - Conditions on the other end by address, kind, or name in a namespace that they may see; a Service or peer without a

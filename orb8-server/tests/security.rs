@@ -13,9 +13,9 @@ use std::{
 use clap::Parser as _;
 use futures::StreamExt as _;
 use orb8_proto::v1::{
-    FlowFilter, FlowQuery, GetAgentStatusRequest, GpuFilter, GpuQuery, ListNodesRequest, ListPodsRequest,
-    QueryStatusRequest, SetSyscallModeRequest, StreamEventsRequest, SyscallFilter, SyscallQuery,
-    orbit_service_client::OrbitServiceClient, query_edges_response, query_flows_response,
+    FlowFilter, FlowQuery, GetAgentStatusRequest, GpuFilter, GpuMethod, GpuQuery, ListNodesRequest,
+    ListPodsRequest, QueryStatusRequest, SetSyscallModeRequest, StreamEventsRequest, SyscallFilter,
+    SyscallQuery, orbit_service_client::OrbitServiceClient, query_edges_response, query_flows_response,
     query_gpus_response, stream_events_response::Event,
 };
 use orb8_server::{
@@ -630,21 +630,52 @@ async fn a_token_shows_its_namespaces_and_nothing_else() {
     };
     let (messages, bytes) = collect(anna.query_gpus(query).await.unwrap().into_inner()).await;
     assert_hides(&bytes);
-    let devices: Vec<_> = messages
-        .into_iter()
-        .filter_map(|message| match message.part {
-            Some(query_gpus_response::Part::Batch(batch)) => Some(batch.devices),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    assert_eq!(devices.len(), 4, "two of each node");
+    let (mut devices, mut calls, mut summaries) = (Vec::new(), Vec::new(), Vec::new());
+    for message in messages {
+        match message.part {
+            Some(query_gpus_response::Part::Batch(batch)) => devices.extend(batch.devices),
+            Some(query_gpus_response::Part::Cuda(batch)) => calls.extend(batch.calls),
+            Some(query_gpus_response::Part::Summary(summary)) => summaries.push(summary),
+            None => {}
+        }
+    }
+    assert_eq!(devices.len(), 8, "four of each node");
     for device in devices {
         let shared = device.uuid == "GPU-both";
+        // Somebody else held it as well, or before.
+        let touched = shared || device.uuid == "GPU-after";
         assert_eq!(device.holders.len(), 1);
-        assert_eq!(device.hidden_holders, u32::from(shared));
-        assert_eq!(device.readings.is_none(), shared, "what others did is not told");
+        assert_eq!(device.hidden_holders, u32::from(touched), "{}", device.uuid);
+        assert_eq!(device.readings.is_none(), touched, "what others did is not told");
+        let other = device.readings.map_or(0, |readings| readings.other.len());
+        assert_eq!(other, usize::from(device.uuid == "GPU-own"), "{}", device.uuid);
+        // That it did nothing is told of the time in which nobody else held it.
+        let holder = &device.holders[0];
+        let idle = holder.idle.as_ref().unwrap();
+        assert_eq!(holder.utilization.is_none(), shared, "{}", device.uuid);
+        assert_eq!(
+            holder.method() == GpuMethod::SharedEstimate,
+            shared,
+            "{}",
+            device.uuid
+        );
+        assert_eq!(idle.idle.is_none(), shared, "{}", device.uuid);
+        if !shared {
+            assert_eq!(
+                idle.evidence,
+                "62 % of idle time: network, most from 10.0.0.9:4000"
+            );
+            assert_eq!(idle.waits[0].peer.as_ref().unwrap().ip, "10.0.0.9");
+        }
     }
+    let calls: Vec<_> = calls.iter().map(|calls| calls.function.as_str()).collect();
+    assert_eq!(calls, ["cart-function"; 2], "of each node those of one's own");
+    let notes: Vec<_> = summaries
+        .iter()
+        .flat_map(|summary| summary.nodes.iter().flat_map(|node| &node.notes))
+        .filter(|note| note.starts_with("The kubelet does not answer"))
+        .collect();
+    assert_eq!(notes.len(), 2, "how far the answer can be trusted is told");
     let pods = ListPodsRequest {
         namespaces: vec!["shop".to_owned()],
         ..ListPodsRequest::default()

@@ -4,6 +4,8 @@
 //! may not know a condition. A row is given if the end that reported it is in a namespace that may be seen. Of its other
 //! end, if that is elsewhere, address, port and kind are told: the workload talks to it, and sees them itself.
 
+mod gpus;
+
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Arc, atomic::Ordering},
@@ -14,10 +16,9 @@ use orb8_proto::{
     edges::reported_by_source,
     v1::{
         AgentStatus, Attribution, Edge, EdgeCounts, Endpoint, EndpointKind, EventBatch, Flow, FlowSummary,
-        GpuDevice, GpuHolder, GpuSummary, KubernetesStatus, LedgerRow, ListPodsResponse, NodeAnswer,
-        NodeInfo, NodePods, NodeStatus, PodStatus, QueryEdgesResponse, QueryFlowsResponse, QueryGpusResponse,
-        QuerySyscallsResponse, Service, StreamEventsResponse, SyscallGroup, SyscallSummary,
-        query_edges_response, query_flows_response, query_gpus_response, query_syscalls_response,
+        KubernetesStatus, LedgerRow, ListPodsResponse, NodeAnswer, NodeInfo, NodePods, NodeStatus, PodStatus,
+        QueryEdgesResponse, QueryFlowsResponse, QuerySyscallsResponse, Service, StreamEventsResponse,
+        SyscallGroup, SyscallSummary, query_edges_response, query_flows_response, query_syscalls_response,
         stream_events_response::Event,
     },
 };
@@ -29,11 +30,18 @@ use super::{narrow::Peers, refusal::GuardCounts, sight::Sight};
 const RENEW: Duration = Duration::from_secs(60);
 
 /// Notes of agents that tell of the answer only, and of nothing beside it.
-const HARMLESS_NOTES: [&str; 4] = [
+const HARMLESS_NOTES: [&str; 10] = [
     "The answer starts ",
     "Errors were not measured",
     "Rows count the calls",
     "There are no verdicts yet",
+    // Of GPUs: how far the answer can be trusted, and that there are none.
+    "The history of samples covers ",
+    "The kubelet does not answer: ",
+    "The kubelet has not told ",
+    "GPUs are not looked for: ",
+    "The node that answered has no source of GPU readings",
+    "None of the ",
 ];
 
 /// Makes of an answer's messages what may be told.
@@ -235,41 +243,6 @@ impl View {
         self.answers(&mut summary.nodes);
     }
 
-    /// Leaves the holders that may be seen, and whether there are any.
-    fn holders(&self, holders: &mut Vec<GpuHolder>, hidden: &mut u32) -> bool {
-        let before = holders.len();
-        holders.retain(|holder| {
-            let owner = holder.owner.as_ref();
-            owner.is_some_and(|owner| self.sight.owns(&owner.namespace))
-        });
-        *hidden = hidden.saturating_add(u32::try_from(before - holders.len()).unwrap_or(u32::MAX));
-        for wait in holders
-            .iter_mut()
-            .filter_map(|holder| holder.idle.as_mut())
-            .flat_map(|idle| &mut idle.waits)
-        {
-            self.strip_end(&mut wait.peer);
-        }
-        !holders.is_empty()
-    }
-
-    /// Whether anything of it may be told.
-    fn gpu(&self, device: &mut GpuDevice) -> bool {
-        if !self.holders(&mut device.holders, &mut device.hidden_holders) {
-            return false;
-        }
-        if device.hidden_holders > 0 {
-            // What it did is what others did, too.
-            device.readings = None;
-        }
-        true
-    }
-
-    fn gpu_summary(&self, summary: &mut GpuSummary) {
-        strip_ledger(&mut summary.ledger, &mut summary.notes);
-        self.answers(&mut summary.nodes);
-    }
-
     fn answers(&self, answers: &mut [NodeAnswer]) {
         for answer in answers {
             strip_answer(answer);
@@ -447,48 +420,6 @@ impl Redact<QuerySyscallsResponse> for View {
                 }
             }
             Some(Part::Summary(summary)) => self.syscall_summary(summary),
-            None => return Ok(None),
-        }
-        Ok(Some(message))
-    }
-}
-
-#[tonic::async_trait]
-impl Redact<QueryGpusResponse> for View {
-    async fn redact(&mut self, mut message: QueryGpusResponse) -> Result<Option<QueryGpusResponse>, Status> {
-        use query_gpus_response::Part;
-        match &mut message.part {
-            Some(Part::Batch(batch)) => {
-                let peers = batch
-                    .devices
-                    .iter()
-                    .flat_map(|device| &device.holders)
-                    .filter_map(|holder| holder.idle.as_ref())
-                    .flat_map(|idle| &idle.waits)
-                    .flat_map(|wait| names(wait.peer.as_ref(), None, None));
-                self.sight.learn(peers.collect()).await;
-                let before = batch.devices.len();
-                batch.devices.retain_mut(|device| self.gpu(device));
-                self.drop_rows(before - batch.devices.len());
-                for device in &batch.devices {
-                    self.note_given(&device.node);
-                }
-                if batch.devices.is_empty() {
-                    return Ok(None);
-                }
-            }
-            Some(Part::Cuda(batch)) => {
-                let before = batch.calls.len();
-                batch.calls.retain(|calls| {
-                    let owner = calls.owner.as_ref();
-                    owner.is_some_and(|owner| self.sight.owns(&owner.namespace))
-                });
-                self.drop_rows(before - batch.calls.len());
-                if batch.calls.is_empty() {
-                    return Ok(None);
-                }
-            }
-            Some(Part::Summary(summary)) => self.gpu_summary(summary),
             None => return Ok(None),
         }
         Ok(Some(message))

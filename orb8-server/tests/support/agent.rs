@@ -11,14 +11,14 @@ use orb8_proto::{
     v1::{
         AgentStatus, Attribution, CudaBatch, CudaCalls, Direction, Endpoint, EndpointKind, EventBatch,
         EventLoss, Flow, FlowBatch, FlowQuery, FlowReports, FlowSummary, GetAgentStatusRequest, GpuBatch,
-        GpuDevice, GpuEvent, GpuHolder, GpuQuery, GpuReadings, GpuSummary, InterfaceStatus, LedgerRow,
-        ListNodesRequest, ListPodsRequest, ListPodsResponse, NetworkEvent, NodeInfo, NodeState,
-        ObservationPoint, PodStatus, QueryFlowsResponse, QueryGpusResponse, QuerySyscallsResponse, Reporter,
-        Service, SetSyscallModeRequest, SetSyscallModeResponse, Setting, StreamEventsRequest,
-        StreamEventsResponse, SyscallBatch, SyscallEvent, SyscallQuery, SyscallRow, SyscallSummary,
-        observation_point::Point, orbit_service_server::OrbitService,
-        orbit_service_server::OrbitServiceServer, query_flows_response, query_gpus_response,
-        query_syscalls_response, stream_events_response::Event,
+        GpuDevice, GpuEvent, GpuHolder, GpuIdle, GpuMethod, GpuMig, GpuQuery, GpuReadings, GpuSummary,
+        GpuWait, InterfaceStatus, LedgerRow, ListNodesRequest, ListPodsRequest, ListPodsResponse,
+        NetworkEvent, NodeInfo, NodeState, ObservationPoint, PodStatus, QueryFlowsResponse,
+        QueryGpusResponse, QuerySyscallsResponse, Reporter, Service, SetSyscallModeRequest,
+        SetSyscallModeResponse, Setting, StreamEventsRequest, StreamEventsResponse, SyscallBatch,
+        SyscallEvent, SyscallQuery, SyscallRow, SyscallSummary, observation_point::Point,
+        orbit_service_server::OrbitService, orbit_service_server::OrbitServiceServer, query_flows_response,
+        query_gpus_response, query_syscalls_response, stream_events_response::Event,
     },
 };
 use orb8_tls::{Acceptor, ClientCertificates, ConnectionCounts, ConnectionLimits, TlsFiles, incoming};
@@ -310,11 +310,21 @@ impl OrbitService for FakeAgent {
     ) -> Result<Response<Responses<QueryGpusResponse>>, Status> {
         use query_gpus_response::Part;
         let filter = request.into_inner().filter.unwrap_or_default();
-        let cart = || holder("shop", "cart");
+        let cart = || waiting(holder("shop", "cart"));
         let hush = || holder("hush-ns", "hush-db");
+        let hush_before = || GpuHolder {
+            since: at(10),
+            until: at(90),
+            ..hush()
+        };
         let mut devices = vec![
             gpu("GPU-own", vec![cart()]),
             gpu("GPU-both", vec![cart(), hush()]),
+            gpu("GPU-after", vec![hush_before(), cart()]),
+            GpuDevice {
+                mig: Some(GpuMig::default()),
+                ..gpu("GPU-part", vec![cart()])
+            },
             gpu("GPU-hush", vec![hush()]),
             gpu("GPU-hush-free", vec![]),
         ];
@@ -342,7 +352,10 @@ impl OrbitService for FakeAgent {
             part(Part::Summary(GpuSummary {
                 node: self.name.into(),
                 ledger: ledger(),
-                notes: vec!["hush-db holds the most".to_owned()],
+                notes: vec![
+                    "hush-db holds the most".to_owned(),
+                    "The kubelet does not answer: holders are those of 9 s before the end.".to_owned(),
+                ],
                 ..GpuSummary::default()
             })),
         ])
@@ -446,11 +459,39 @@ impl OrbitService for FakeAgent {
     }
 }
 
+fn at(seconds: i64) -> Option<prost_types::Timestamp> {
+    Some(prost_types::Timestamp { seconds, nanos: 0 })
+}
+
+/// It has held its device since second 100, which did nothing.
 fn holder(namespace: &str, pod: &str) -> GpuHolder {
     GpuHolder {
         owner: call(namespace, pod).owner,
-        utilization: Some(0.25),
+        method: GpuMethod::AllocatedIdle.into(),
+        utilization: Some(0.0),
+        since: at(100),
         ..GpuHolder::default()
+    }
+}
+
+/// A holder that waited for what may not be seen.
+fn waiting(holder: GpuHolder) -> GpuHolder {
+    let lasting = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+    GpuHolder {
+        idle: Some(GpuIdle {
+            held: lasting(60),
+            idle: lasting(50),
+            unknown: lasting(0),
+            cause: "network".to_owned(),
+            evidence: "62 % of idle time in recv from 10.0.0.9:4000 hush-ns/hush-db".to_owned(),
+            waits: vec![GpuWait {
+                class: "network".to_owned(),
+                time: lasting(31),
+                share: 0.62,
+                peer: Some(pod("10.0.0.9", "hush-ns", "hush-db")),
+            }],
+        }),
+        ..holder
     }
 }
 
@@ -461,6 +502,7 @@ fn gpu(uuid: &str, holders: Vec<GpuHolder>) -> GpuDevice {
         holders,
         readings: Some(GpuReadings {
             power_watts: Some(123.0),
+            other: [("DCGM_FI_DEV_POWER_VIOLATION".to_owned(), 5.0)].into(),
             ..GpuReadings::default()
         }),
         ..GpuDevice::default()
