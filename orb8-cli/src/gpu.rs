@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use orb8_proto::v1::{Endpoint, GpuDevice, GpuHolder, GpuIdle, GpuMethod, GpuMig, GpuReadings, GpuSource};
 use prost_types::{Duration, Timestamp};
 
-use crate::{ends, query::syscall::seconds, syscall, timestamp};
+use crate::{ends, humanise, query::syscall::seconds, syscall, timestamp};
 
 /// Digits of a UUID that are shown where a device has no index: `5fd4f087`.
 const UUID_DIGITS: usize = 8;
@@ -123,6 +123,19 @@ pub(crate) fn counted(devices: &[GpuDevice]) -> (u64, u64, u64) {
     (gpus.len() as u64, instances as u64, holders as u64)
 }
 
+/// Of how many holders only the number is told.
+pub(crate) fn hidden(devices: &[GpuDevice]) -> u64 {
+    devices
+        .iter()
+        .map(|device| u64::from(device.hidden_holders))
+        .sum()
+}
+
+/// `2 hidden holders`.
+pub(crate) fn hidden_holders(count: u32) -> String {
+    humanise::counted(u64::from(count), "hidden holder", "hidden holders")
+}
+
 /// A device, and those who held it at the same time while it did nothing.
 #[derive(Clone, Debug)]
 pub(crate) struct Waste<'a> {
@@ -130,6 +143,8 @@ pub(crate) struct Waste<'a> {
     pub(crate) holders: Vec<(&'a GpuHolder, &'a GpuIdle)>,
     /// For which the device was held and did nothing: once, however many held it.
     pub(crate) hours: f64,
+    /// Whether anybody measured that: otherwise `hours` is not known.
+    pub(crate) is_known: bool,
 }
 
 /// What is wasted, the most first. Holders that followed each other are apart; those that shared the device are one.
@@ -165,12 +180,14 @@ fn of_device(device: &GpuDevice) -> Vec<Waste<'_>> {
                     device,
                     holders: vec![(holder, idle)],
                     hours: 0.0,
+                    is_known: false,
                 });
                 until = end;
             }
         }
     }
     for waste in &mut wastes {
+        waste.is_known = waste.holders.iter().any(|(_, idle)| idle_share(idle).is_some());
         // The device was idle at least as long as any of them saw it so.
         waste.hours = waste
             .holders
@@ -302,6 +319,20 @@ mod tests {
         let wastes = wastes(std::slice::from_ref(&shared));
         assert_eq!(wastes.len(), 1);
         assert_eq!((wastes[0].holders.len(), wastes[0].hours), (3, 1.0));
+        assert!(wastes[0].is_known);
+    }
+
+    #[test]
+    fn what_nobody_measured_is_not_known_to_be_no_waste() {
+        let mut device = GpuDevice {
+            holders: vec![held(Some(0), None, 0)],
+            ..GpuDevice::default()
+        };
+        assert!(wastes(std::slice::from_ref(&device))[0].is_known, "never idle");
+        if let Some(idle) = &mut device.holders[0].idle {
+            (idle.idle, idle.unknown) = (None, idle.held);
+        }
+        assert!(!wastes(std::slice::from_ref(&device))[0].is_known);
     }
 
     #[test]

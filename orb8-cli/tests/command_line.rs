@@ -802,7 +802,8 @@ fn gpus_are_asked_with_these_conditions() {
         workloads: vec!["Job/train".into()],
         devices: vec!["0".into(), "GPU-5fd4".into()],
     };
-    let filters = "-n ml --pod train --pod app=web,tier!=db --workload Job/train --device 0,GPU-5fd4";
+    let owners = "-n ml --pod train --pod app=web,tier!=db --workload Job/train";
+    let filters = format!("{owners} --device 0,GPU-5fd4");
     let since = |line: &str| {
         let (code, _, stderr) = run(&agent, &format!("{line} -o json {filters}"));
         assert_eq!(code, Some(0), "{line}: {stderr}");
@@ -813,7 +814,19 @@ fn gpus_are_asked_with_these_conditions() {
     assert_eq!(since("gpu"), (false, false));
     assert_eq!(since("gpu --since 10m"), (true, false));
     assert_eq!(since("gpu idle"), (true, true));
-    assert_eq!(since("gpu cuda"), (false, false));
+    // Calls name no device: what would be ignored is refused, and not asked.
+    assert_eq!(run(&agent, &format!("gpu cuda {filters}")).0, Some(2));
+    assert!(asked.gpus.lock().unwrap().is_empty());
+    assert_eq!(run(&agent, &format!("gpu cuda {owners} -o json")).0, Some(0));
+    let query = asked.gpus.lock().unwrap().pop().unwrap();
+    let of_calls = GpuFilter {
+        devices: Vec::new(),
+        ..filter.clone()
+    };
+    assert_eq!(
+        (query.filter, query.since, query.idle),
+        (Some(of_calls), None, false)
+    );
     let line = format!("trace gpu --count 1 {filters}");
     assert_eq!(run(&agent, &line).0, Some(0));
     let request = asked.events.lock().unwrap().pop().unwrap();

@@ -32,12 +32,15 @@ a holder's are known:
   allocated_idle   it holds the device, which did nothing
   unallocated_use  its processes use the device, which it does not hold
 
+With a token a server tells only of your namespaces. Of other holders it tells their number; what a
+device did that they held, too, is theirs as well: it is not told, and `-` as well.
+
 JSON: one object a line, a device each. Fields that are unknown are left out.
 CSV: a header line, then a line a device (`row` is device), and below it one for each holder (`row`
 is holder): row, node, uuid, instance, index, mig_uuid, mig_profile, model, driver, pci, the
-readings as in JSON, sources, samples, last, trouble; for holder_ each: namespace, pod, pod_uid,
-container, workload, unit, process, cgroup, attribution, method, utilization, memory_bytes,
-energy_joules, device_ids, resource, claim, pids, since, until.";
+readings as in JSON, sources, samples, last, trouble, hidden_holders; for holder_ each: namespace,
+pod, pod_uid, container, workload, unit, process, cgroup, attribution, method, utilization,
+memory_bytes, energy_joules, device_ids, resource, claim, pids, since, until.";
 
 const IDLE_EXAMPLES: &str = "\
 Examples:
@@ -46,10 +49,12 @@ Examples:
   orb8 gpu idle -o json | jq 'select(.wasted_gpu_hours > 1)'
 
 IDLE: the part of the time held, as far as it was measured, in which no kernel ran on the device.
-UNKNOWN: time held that nobody measured. WASTED: hours held and idle; what is unknown is not in it. A device that several pods held at once is wasted once, and told at the first of them. Hours
-of MIG instances are told apart from those of whole GPUs. CAUSE is what the holder's threads did
-meanwhile, as far as orb8 knows it: network, disk, futex, sleep, cpu_throttled, cpu_busy, cuda_sync;
-else unknown. Below it is what that rests on.
+UNKNOWN: time held that nobody measured, or that a server does not tell, for others held the device
+at the same time. WASTED: hours held and idle; what is unknown is not in it. A device that several
+pods held at once is wasted once, and told at the first of them. Hours of MIG instances are told
+apart from those of whole GPUs. CAUSE is what the holder's threads did meanwhile, as far as orb8
+knows it: network, disk, futex, sleep, cpu_throttled, cpu_busy, cuda_sync; else unknown. Below it is
+what that rests on.
 
 JSON: one object a line, for each device and those who held it at once, with `held_seconds`,
 `idle_seconds`, `unknown_seconds`, `idle_share`, `cause`, `evidence` and `waits` of each holder.
@@ -107,7 +112,7 @@ pub(crate) struct GpuAskArgs {
     #[arg(long, value_name = "N")]
     pub(crate) limit: Option<u32>,
     /// Since then: an age (90s, 2m, 1h) or a time (2026-01-02T03:04:05Z); means of gauges, sums of counters. Without:
-    /// the last sample
+    /// the last sample; of CUDA calls, all since the agent's start
     #[arg(long, value_name = "AGE|TIME", value_parser = ValueParser::new(filter::time))]
     pub(crate) since: Option<filter::Time>,
     /// Until then: an age or a time
@@ -156,7 +161,8 @@ pub(crate) struct GpuFilterArgs {
         help_heading = "Filters (run in the agent)"
     )]
     pub(crate) workload: Vec<String>,
-    /// Device: its index on its node, or the beginning of its UUID (GPU-5fd4); repeat or separate by commas
+    /// Device: its index on its node, or the beginning of its UUID (GPU-5fd4); repeat or separate by commas; not for
+    /// CUDA calls, which name no device
     #[arg(
         long, value_name = "INDEX|UUID", value_delimiter = ',', value_parser = ValueParser::new(gpu::device),
         help_heading = "Filters (run in the agent)"

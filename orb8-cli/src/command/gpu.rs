@@ -7,7 +7,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
     args::{FlowForm, GpuArgs, GpuAskArgs, GpuView},
-    exit::Outcome,
+    exit::{Outcome, Usage},
     filter::{Scope, gpu},
     fleet::Fleet,
     gpu as names,
@@ -39,6 +39,13 @@ pub(super) async fn run(fleet: &Fleet, args: &GpuArgs, stop: &Stop) -> anyhow::R
         Some(GpuView::Cuda(args)) => (What::Calls, args),
     };
     // Bad usage shows before anything is waited for.
+    if what == What::Calls && !args.filter.device.is_empty() {
+        return Err(Usage(
+            "CUDA calls name no device, so --device picks none of them: ask by --pod, --workload or --namespace"
+                .to_owned(),
+        )
+        .into());
+    }
     query_of(fleet, args, what, SystemTime::now())?;
     let mut printer = GpuPrinter::new(fleet, args, what);
     if args.watch {

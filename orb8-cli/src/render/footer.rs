@@ -58,12 +58,19 @@ pub(crate) fn gpus(devices: &[GpuDevice], summary: Option<&GpuSummary>) -> Strin
         ));
     }
     text.push_str(&format!(", {}", humanise::counted(holders, "holder", "holders")));
+    let hidden = gpu::hidden(devices);
+    if hidden > 0 {
+        text.push_str(&format!(" and {} hidden", humanise::count(hidden)));
+    }
     format!("{text}{}\n", of_samples(summary))
 }
 
 /// What is wasted in all, and the span of the answer, a line.
 pub(crate) fn wasted(wastes: &[Waste<'_>], summary: Option<&GpuSummary>) -> String {
     let (gpus, instances) = gpu::hours(wastes);
+    if !wastes.is_empty() && wastes.iter().all(|waste| !waste.is_known) {
+        return format!("How much is wasted is not known{}\n", of_samples(summary));
+    }
     let mut text = format!("{} GPU-hours wasted", humanise::hours(gpus));
     if instances > 0.0 {
         text.push_str(&format!(

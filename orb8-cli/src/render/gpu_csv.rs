@@ -25,7 +25,7 @@ const DEVICE: [&str; 10] = [
 ];
 
 /// Columns after the readings.
-const SAMPLES: [&str; 4] = ["sources", "samples", "last", "trouble"];
+const SAMPLES: [&str; 5] = ["sources", "samples", "last", "trouble", "hidden_holders"];
 
 /// Columns of an owner.
 const OWNER: [&str; 9] = [
@@ -97,6 +97,7 @@ pub(crate) fn rows(device: &GpuDevice, idle: bool) -> anyhow::Result<Vec<u8>> {
         optional((device.samples > 0).then_some(device.samples)),
         timestamp::rfc3339(device.last.as_ref()).unwrap_or_default(),
         device.trouble.clone(),
+        optional((device.hidden_holders > 0).then_some(device.hidden_holders)),
     ];
     let mut text = line(
         key("device", device)
@@ -226,9 +227,10 @@ mod tests {
                 },
                 GpuHolder::default(),
             ],
+            hidden_holders: 2,
             ..GpuDevice::default()
         };
-        for (idle, columns) in [(false, 57), (true, 63)] {
+        for (idle, columns) in [(false, 58), (true, 64)] {
             let text = [header(idle).unwrap(), rows(&device, idle).unwrap()].concat();
             let mut reader = csv::Reader::from_reader(text.as_slice());
             let header = reader.headers().unwrap().clone();
@@ -239,6 +241,7 @@ mod tests {
             assert_eq!(of("utilization"), ["0.5", "", ""]);
             assert_eq!(of("holder_method"), ["", "unknown", "unknown"]);
             assert_eq!(of("holder_pids"), ["", "1+2", ""]);
+            assert_eq!(of("hidden_holders"), ["2", "", ""]);
             assert_eq!(of("row"), ["device", "holder", "holder"]);
         }
     }

@@ -31,12 +31,18 @@ pub(crate) fn line(event: &GpuEvent, many: bool, style: &Style) -> String {
         .take(HOLDERS)
         .map(|holder| gpu::holder(holder.owner.as_ref(), true))
         .collect();
+    let hidden = (event.hidden_holders > 0).then(|| gpu::hidden_holders(event.hidden_holders));
     if !names.is_empty() {
         let more = match event.holders.len().saturating_sub(HOLDERS) {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
         text.push_str(&format!("; held by {}{more}", sanitise::line(&names.join(", "))));
+        if let Some(hidden) = hidden {
+            text.push_str(&format!(", and {hidden}"));
+        }
+    } else if let Some(hidden) = hidden {
+        text.push_str(&format!("; held by {hidden}"));
     }
     text.push('\n');
     text
@@ -87,5 +93,17 @@ mod tests {
             "- GPU 0 MIG 0 XID 79; held by a, b, c, d and 2 more\n"
         );
         assert_eq!(line(&GpuEvent::default(), true, &Style::PIPED), "- GPU ? XID 0\n");
+        event.holders.truncate(1);
+        event.hidden_holders = 2;
+        assert_eq!(
+            line(&event, false, &Style::PIPED),
+            "- GPU 0 MIG 0 XID 79; held by a, and 2 hidden holders\n"
+        );
+        event.holders.clear();
+        event.hidden_holders = 1;
+        assert_eq!(
+            line(&event, false, &Style::PIPED),
+            "- GPU 0 MIG 0 XID 79; held by 1 hidden holder\n"
+        );
     }
 }

@@ -163,6 +163,9 @@ pub(crate) struct DeviceRecord<'a> {
     mig: Option<MigRecord<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     holders: Vec<HolderRecord<'a>>,
+    /// Those that who asks may not see.
+    #[serde(skip_serializing_if = "is_zero")]
+    hidden_holders: u32,
     #[serde(flatten)]
     readings: ReadingsRecord<'a>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -262,6 +265,9 @@ pub(crate) struct WasteRecord<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     wasted_instance_hours: Option<f64>,
     holders: Vec<HolderRecord<'a>>,
+    /// Those that who asks may not see.
+    #[serde(skip_serializing_if = "is_zero")]
+    hidden_holders: u32,
 }
 
 /// Calls of one function.
@@ -302,6 +308,14 @@ pub(crate) struct EventRecord<'a> {
     meaning: &'a str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     holders: Vec<HolderRecord<'a>>,
+    /// Those that who asks may not see.
+    #[serde(skip_serializing_if = "is_zero")]
+    hidden_holders: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Of a number that may be none: JSON has no word for these.
@@ -322,6 +336,7 @@ impl<'a> From<&'a GpuDevice> for DeviceRecord<'a> {
             pci: &device.pci,
             mig: device.mig.as_ref().map(MigRecord::from),
             holders: device.holders.iter().map(HolderRecord::from).collect(),
+            hidden_holders: device.hidden_holders,
             readings: ReadingsRecord(readings),
             other: other
                 .filter(|(_, value)| value.is_finite())
@@ -398,13 +413,14 @@ impl<'a> From<&'a Waste<'a>> for WasteRecord<'a> {
             index: device.index,
             model: &device.model,
             mig: device.mig.as_ref().map(MigRecord::from),
-            wasted_gpu_hours: whole.then_some(waste.hours),
-            wasted_instance_hours: (!whole).then_some(waste.hours),
+            wasted_gpu_hours: (whole && waste.is_known).then_some(waste.hours),
+            wasted_instance_hours: (!whole && waste.is_known).then_some(waste.hours),
             holders: waste
                 .holders
                 .iter()
                 .map(|(holder, _)| HolderRecord::from(*holder))
                 .collect(),
+            hidden_holders: device.hidden_holders,
         }
     }
 }
@@ -436,6 +452,7 @@ impl<'a> From<&'a GpuEvent> for EventRecord<'a> {
             xid: event.xid,
             meaning: &event.meaning,
             holders: event.holders.iter().map(HolderRecord::from).collect(),
+            hidden_holders: event.hidden_holders,
         }
     }
 }

@@ -1,5 +1,5 @@
 //! GPUs as tables: a device, below it its holders, below these its instances. `-` is what nobody measured; what has no
-//! place in a row is blank.
+//! place in a row is blank. Of holders that a server hides there is a row with their number.
 
 use orb8_proto::v1::{CudaCalls, GpuDevice, GpuHolder, GpuMethod, GpuReadings, GpuSummary};
 
@@ -36,6 +36,12 @@ pub(crate) enum Line<'a> {
         below: bool,
         /// Whether its container is named.
         container: bool,
+    },
+    /// Holders that who asks may not see.
+    Hidden {
+        count: u32,
+        /// As of a holder.
+        below: bool,
     },
 }
 
@@ -75,23 +81,29 @@ pub(crate) fn lines(devices: &[GpuDevice], containers: Containers) -> Vec<Line<'
             below,
             container: containers == Containers::All || is_ambiguous(device, holder),
         }));
+        if device.hidden_holders > 0 {
+            lines.push(Line::Hidden {
+                count: device.hidden_holders,
+                below,
+            });
+        }
     }
     lines
 }
 
 impl<'a> Line<'a> {
     /// Of a device; nothing for a holder.
-    const fn device(self) -> Option<&'a GpuDevice> {
+    pub(crate) const fn device(self) -> Option<&'a GpuDevice> {
         match self {
             Self::Device { device, .. } => Some(device),
-            Self::Holder { .. } => None,
+            Self::Holder { .. } | Self::Hidden { .. } => None,
         }
     }
 
-    /// Of a holder; nothing for a device.
+    /// Of a holder that may be seen; nothing for a device.
     const fn holder(self) -> Option<&'a GpuHolder> {
         match self {
-            Self::Device { .. } => None,
+            Self::Device { .. } | Self::Hidden { .. } => None,
             Self::Holder { holder, .. } => Some(holder),
         }
     }
@@ -136,6 +148,10 @@ impl<'a> Line<'a> {
                 let indent = if below { "    " } else { "  " };
                 format!("{indent}{}", gpu::holder(holder.owner.as_ref(), container))
             }
+            Self::Hidden { count, below } => {
+                let indent = if below { "    " } else { "  " };
+                format!("{indent}({count} hidden)")
+            }
         }
     }
 
@@ -144,6 +160,8 @@ impl<'a> Line<'a> {
         let share = match self {
             Self::Device { device, .. } => device.readings.as_ref().and_then(crate::gpu::share_used),
             Self::Holder { holder, .. } => holder.utilization,
+            // What has no place in the row is blank.
+            Self::Hidden { .. } => return String::new(),
         };
         known(share.and_then(humanise::share))
     }
@@ -153,6 +171,7 @@ impl<'a> Line<'a> {
         known(match self {
             Self::Device { device, .. } => device.readings.as_ref().and_then(memory),
             Self::Holder { holder, .. } => holder.memory_bytes.map(humanise::bytes),
+            Self::Hidden { .. } => return String::new(),
         })
     }
 
@@ -183,6 +202,7 @@ impl<'a> Line<'a> {
                 (known(some(sources)), Tone::Plain)
             }
             Self::Holder { holder, .. } => method(holder),
+            Self::Hidden { .. } => (String::new(), Tone::Plain),
         }
     }
 
@@ -445,7 +465,7 @@ pub(crate) fn idle(wastes: &[Waste<'_>], many: bool, wide: bool, style: &Style) 
                 // Of a device that several held, once.
                 Cell::toned(
                     match nth {
-                        0 if share.is_none() => UNKNOWN.to_owned(),
+                        0 if !waste.is_known => UNKNOWN.to_owned(),
                         0 => format!("{} h", humanise::hours(waste.hours)),
                         _ => String::new(),
                     },

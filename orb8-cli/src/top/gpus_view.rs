@@ -27,7 +27,7 @@ const NUMBERS: [u16; 4] = [4, 11, 5, 6];
 /// Least and most columns of the history.
 const HISTORY: (u16, u16) = (10, 60);
 
-const HELP: [&str; 13] = [
+const HELP: [&str; 14] = [
     "up/down, k/j      select",
     "PgUp/PgDn, g/G    by pages, first, last",
     "s                 by node and index, or the busiest first",
@@ -38,7 +38,8 @@ const HELP: [&str; 13] = [
     "Each GPU, below it who holds it and its MIG instances. `-`:",
     "nobody measured it. METHOD says how a value is known; of",
     "shared_estimate, only the GPU's own values are known",
-    "(`orb8 gpu --help` tells them all).",
+    "(`orb8 gpu --help` tells them all). Beside hidden holders",
+    "a GPU's values are not told.",
     "",
     "Any key closes this help.",
 ];
@@ -150,10 +151,7 @@ fn row(line: Line<'_>, gpus: &Gpus, name: u16, history: u16, look: &Look) -> Row
     }
     cells.push(name_cell(&line.index(), INDEX, look));
     let shown = name_cell(&line.name(), name, look);
-    let device = match line {
-        Line::Device { device, .. } => Some(device),
-        Line::Holder { .. } => None,
-    };
+    let device = line.device();
     cells.push(if device.is_some() {
         shown.style(strong())
     } else {
@@ -223,6 +221,7 @@ mod tests {
         let mut gpus = Gpus::new(GpuSort::Name, false);
         let lost = GpuDevice {
             trouble: "GPU is lost".into(),
+            hidden_holders: 2,
             ..device(1, None, "eval-0")
         };
         gpus.refresh(answer(vec![device(0, Some(0.91), "train-0"), lost]));
@@ -234,6 +233,7 @@ mod tests {
             "ml/train-0",
             "exclusive",
             " 91%",
+            "(2 hidden)",
             "! GPU 1: GPU is lost",
             "namespace ml only",
             "Tab network",

@@ -295,6 +295,22 @@ fn handed_over() -> GpuDevice {
     }
 }
 
+/// Held by a pod and by others, that a server does not show to who asks; so it tells nothing of what the device did.
+fn beside_hidden() -> GpuDevice {
+    let uuid = "GPU-4a6c8e0f-1b3d-4e5f-8a7b-9c0d1e2f3a4b";
+    let shared = holder(
+        pod("chat-0", "server", "StatefulSet/chat"),
+        GpuMethod::SharedEstimate,
+        &format!("{uuid}::1"),
+    );
+    GpuDevice {
+        holders: vec![shared],
+        hidden_holders: 2,
+        readings: None,
+        ..device(8, uuid, "NVIDIA L40S", GpuReadings::default())
+    }
+}
+
 /// Nobody's, of which hardly anything is known.
 fn unknown() -> GpuDevice {
     GpuDevice {
@@ -326,6 +342,9 @@ fn devices(story: Story, now: i64) -> Vec<GpuDevice> {
             ];
             all.extend(partitioned());
             all.push(exclusive(0.91));
+            if story == Story::Server {
+                all.push(beside_hidden());
+            }
             all
         }
         // One that was lost, and one that is not read any more.
@@ -406,6 +425,17 @@ fn idle(device: &mut GpuDevice) {
                 vec![wait("disk", 486, 0.54)],
             )),
             "eval-z9m4c" => Some(found(1795, 0, 1795, "", "", Vec::new())),
+            "chat-0" => Some(GpuIdle {
+                idle: None,
+                ..found(
+                    3600,
+                    0,
+                    3600,
+                    "unknown",
+                    "not told: others held the device at the same time",
+                    Vec::new(),
+                )
+            }),
             _ => None,
         };
     }
