@@ -174,7 +174,7 @@ impl<'a> GpuPrinter<'a> {
         let nothing = match self.what {
             What::Devices => answer.no_gpu(false, self.many, self.note.as_deref()),
             What::Idle => answer.no_gpu(true, self.many, self.note.as_deref()),
-            What::Calls => answer.no_calls(),
+            What::Calls => answer.no_calls(self.many),
         };
         if let Some(line) = nothing {
             // Who is missing is told all the same.

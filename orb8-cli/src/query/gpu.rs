@@ -89,19 +89,29 @@ impl Answer {
         Some(line)
     }
 
-    /// That CUDA calls are not counted, and why; nothing if they are, or it is not known.
-    pub(crate) fn no_calls(&self) -> Option<String> {
-        let cuda = self
-            .sources()
-            .iter()
-            .find(|source| source.name == "cuda" && source.state() != State::Active)
-            .filter(|_| self.calls.is_empty())?;
-        let why = if cuda.reason.is_empty() {
-            "their probes are off"
-        } else {
-            &cuda.reason
-        };
-        Some(format!("CUDA calls are not counted: {why}"))
+    /// That CUDA calls are not counted, and why; nothing if they are. An agent whose probes are off may tell nothing of
+    /// them, and of many nodes it is not told which ones count: that there are no rows is not that there were no calls.
+    pub(crate) fn no_calls(&self, many: bool) -> Option<String> {
+        const OFF: &str =
+            "their probes are off, as they are unless the agent's setting gpu_cuda says otherwise";
+        if !self.calls.is_empty() {
+            return None;
+        }
+        let cuda = self.sources().iter().find(|source| source.name == "cuda");
+        match cuda {
+            Some(cuda) if cuda.state() == State::Active => None,
+            Some(cuda) if !cuda.reason.is_empty() => {
+                Some(format!("CUDA calls are not counted: {}", cuda.reason))
+            }
+            None if many => Some(format!(
+                "no CUDA calls were told of by {}: agents count them where their setting gpu_cuda says so",
+                match self.nodes {
+                    1 => "the one node that answered".to_owned(),
+                    nodes => format!("the {nodes} nodes that answered"),
+                }
+            )),
+            Some(_) | None => Some(format!("CUDA calls are not counted: {OFF}")),
+        }
     }
 
     /// Whether the sources have been tried, so that a further look would tell no more.
@@ -399,7 +409,7 @@ mod tests {
         );
         assert_eq!(none.no_gpu(true, false, None).unwrap(), line);
         assert_eq!(
-            none.no_calls().unwrap(),
+            none.no_calls(false).unwrap(),
             "CUDA calls are not counted: switched off (ORB8_CUDA)"
         );
     }
@@ -429,6 +439,28 @@ mod tests {
             ..active()
         };
         assert_eq!(some.no_gpu(false, false, None), None);
-        assert_eq!(some.no_calls(), None);
+    }
+
+    #[test]
+    fn no_rows_of_calls_are_not_no_calls() {
+        // Agents whose probes are off say nothing of them.
+        let silent = empty(vec![source("nvml", State::Active, "")]);
+        assert!(silent.no_calls(false).unwrap().contains("gpu_cuda"));
+        let counting = empty(vec![source("cuda", State::Active, "")]);
+        assert_eq!(counting.no_calls(false), None, "then there were none");
+        let many = Answer {
+            nodes: 3,
+            ..empty(Vec::new())
+        };
+        let line = many.no_calls(true).unwrap();
+        assert!(
+            line.starts_with("no CUDA calls were told of by the 3 nodes"),
+            "{line}"
+        );
+        let some = Answer {
+            calls: vec![CudaCalls::default()],
+            ..silent
+        };
+        assert_eq!(some.no_calls(false), None);
     }
 }
