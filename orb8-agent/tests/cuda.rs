@@ -12,6 +12,8 @@ mod support {
 use std::{
     collections::BTreeMap,
     fs::{self, File},
+    io::{Read as _, Seek as _, SeekFrom},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -23,6 +25,7 @@ use orb8_agent::{
     probe::cuda::{
         CudaOptions, CudaProbe, CudaSink, Held, Mode,
         function::{Function, Kind},
+        mapping::Mapping,
     },
 };
 use orb8_common::cuda::Calls;
@@ -702,6 +705,171 @@ fn what_only_looks_like_a_library_is_left_alone() {
     assert_eq!(probe.files_used().0, 0);
 }
 
+/// The pages of code that a process has of a library, as they are in its memory: with the kernel's breakpoints.
+fn code(pid: u32, library: &Path) -> Vec<u8> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let mut memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut code = Vec::new();
+    for line in maps.lines().filter(|line| line.contains(" r-xp ")) {
+        if !line.ends_with(library.to_str().unwrap()) {
+            continue;
+        }
+        let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let [from, to] = [from, to].map(|address| u64::from_str_radix(address, 16).unwrap());
+        memory.seek(SeekFrom::Start(from)).unwrap();
+        (&memory).take(to - from).read_to_end(&mut code).unwrap();
+    }
+    assert!(!code.is_empty(), "{maps}");
+    code
+}
+
+#[test]
+fn a_dropped_probe_leaves_nothing_in_processes() {
+    if !can_run() {
+        return;
+    }
+    let libraries = Libraries::compile();
+    // Under a name that the probes of other tests, which follow all processes, do not look for.
+    let library = libraries.path("plain.so");
+    fs::copy(libraries.driver(), &library).unwrap();
+    for mode in [Mode::Counts, Mode::Latency] {
+        let cgroup = Cgroup::new(&format!("cuda-drop-{mode:?}"));
+        let steps = ["cuLaunchKernel:5", "wait", "cuLaunchKernel:5", "wait"];
+        let mut caller = libraries.start(&cgroup, &[&library], &steps);
+        let pid = caller.child.id();
+        let untouched = code(pid, &library);
+        let mut probe = attached(mode, &[&library]);
+        assert_ne!(code(pid, &library), untouched);
+        caller.go_on();
+        assert_eq!(read(&mut probe).of(&cgroup)["cuLaunchKernel"], (5, 0, 0));
+        drop(probe);
+        // A process that another test is just starting may still have descriptors of this probe.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while code(pid, &library) != untouched {
+            assert!(Instant::now() < deadline, "breakpoints are still there");
+            thread::sleep(Duration::from_millis(20));
+        }
+        caller.go_on();
+        caller.finish();
+    }
+}
+
+#[test]
+fn a_library_of_another_mount_namespace_is_found() {
+    if !can_run() {
+        return;
+    }
+    let libraries = Libraries::compile();
+    let driver = libraries.driver();
+    let inside = libraries.path("inside");
+    fs::create_dir(&inside).unwrap();
+    let library = inside.join("libcuda.so.1");
+    let cgroup = Cgroup::new("cuda-namespace");
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-ec"])
+        .arg("mount -t tmpfs none \"$1\"; cp \"$2\" \"$1\"; shift 2; exec \"$@\"")
+        .arg("sh")
+        .args([&inside, &driver])
+        .arg(libraries.caller())
+        .arg(&library)
+        .args(["--", "cuLaunchKernel:5", "wait"]);
+    let mut caller = Caller::start(command, &cgroup);
+    assert!(!library.exists(), "it must be there in the other namespace only");
+    let mut probe = CudaProbe::load(&quick(Mode::Counts), Features::probe()).unwrap();
+    follows(&mut probe, "the library", |probe| has(probe, &library) == 1);
+    caller.go_on();
+    assert_eq!(
+        read(&mut probe).of(&cgroup),
+        BTreeMap::from([("cuLaunchKernel", (5, 0, 0))])
+    );
+    // By its path under the process's root, where the range of addresses does not lead to it.
+    let proc_root = Path::new("/proc");
+    let pid = caller.child.id();
+    let mut mapping = Mapping::of_process(proc_root, pid).unwrap().remove(0);
+    let by_range = mapping.open(proc_root, pid).unwrap().1;
+    mapping.range = "0-1".to_owned();
+    assert_eq!(mapping.open(proc_root, pid).unwrap().1, by_range);
+    // And never another file that has its name.
+    mapping.inode += 1;
+    let wrong = mapping.open(proc_root, pid).unwrap_err();
+    assert!(wrong.to_string().contains("another file"), "{wrong}");
+    caller.finish();
+}
+
+#[test]
+fn a_library_that_is_replaced_is_followed_beside_the_old_one() {
+    if !can_run() {
+        return;
+    }
+    let libraries = Libraries::compile();
+    let driver = libraries.driver();
+    let cgroup = Cgroup::new("cuda-replaced");
+    let steps = ["cuLaunchKernel:5", "wait"];
+    let mut old = libraries.start(&cgroup, &[&driver], &steps);
+    let mut probe = CudaProbe::load(&quick(Mode::Counts), Features::probe()).unwrap();
+    follows(&mut probe, "the library", |probe| has(probe, &driver) == 1);
+    // As a package manager does: another file takes the name.
+    let fresh = libraries.path("fresh");
+    fs::copy(&driver, &fresh).unwrap();
+    fs::rename(&fresh, &driver).unwrap();
+    let mut new = libraries.start(&cgroup, &[&driver], &steps);
+    let both = |probe: &CudaProbe| has(probe, &driver) == 2;
+    follows(&mut probe, "both files of the name", both);
+    // Also by a probe that comes when the old file has no name any more.
+    let mut late = CudaProbe::load(&quick(Mode::Counts), Features::probe()).unwrap();
+    follows(&mut late, "both files of the name", both);
+    old.go_on();
+    new.go_on();
+    for probe in [&mut probe, &mut late] {
+        assert_eq!(
+            read(probe).of(&cgroup),
+            BTreeMap::from([("cuLaunchKernel", (10, 0, 0))])
+        );
+    }
+    old.finish();
+    follows(&mut probe, "the new file only", |probe| has(probe, &driver) == 1);
+    new.finish();
+    follows(&mut probe, "no file", |probe| has(probe, &driver) == 0);
+}
+
+#[test]
+fn a_file_that_becomes_a_library_is_not_taken_for_what_it_was() {
+    if !can_run() {
+        return;
+    }
+    let libraries = Libraries::compile();
+    // A library that has none of the functions, under such a name.
+    let path = libraries.path("libcuda.so.7");
+    let source = libraries.path("nothing.c");
+    fs::write(&source, "int nothing(void) { return 0; }").unwrap();
+    let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+    let made = Command::new(compiler)
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&path, &source])
+        .status();
+    assert!(made.unwrap().success());
+    let cgroup = Cgroup::new("cuda-becomes");
+    let mut before = libraries.start(&cgroup, &[&path], &["wait"]);
+    before.go_on();
+    let mut probe = CudaProbe::load(&quick(Mode::Counts), Features::probe()).unwrap();
+    probe.follow(Instant::now());
+    assert_eq!(has(&probe, &path), 0);
+    before.finish();
+    // The same inode, as a number that is used again, before all processes are looked at again.
+    let inode = fs::metadata(&path).unwrap().ino();
+    fs::copy(libraries.driver(), &path).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
+    let mut after = libraries.start(&cgroup, &[&path], &["cuLaunchKernel:5", "wait"]);
+    follows(&mut probe, "the library", |probe| has(probe, &path) == 1);
+    after.go_on();
+    assert_eq!(
+        read(&mut probe).of(&cgroup),
+        BTreeMap::from([("cuLaunchKernel", (5, 0, 0))])
+    );
+    after.finish();
+}
+
 #[test]
 fn the_real_runtime_is_traced() {
     if !can_run() {
@@ -714,23 +882,38 @@ fn the_real_runtime_is_traced() {
     let libraries = Libraries::compile();
     let steps = [
         "cudaMalloc:20:4096",
+        "tell",
         "cudaFree:7:0",
         "cudaLaunchKernel:30",
         "cudaMemcpy:11:100",
         "cudaMemcpyAsync:12:1000",
         "cudaDeviceSynchronize:13",
     ];
-    for mode in [Mode::Counts, Mode::Latency] {
-        let cgroup = Cgroup::new(&format!("cuda-real-{mode:?}"));
+    // Without a driver, and with one that says nothing of its version.
+    for (mode, driver) in [
+        (Mode::Counts, false),
+        (Mode::Latency, false),
+        (Mode::Latency, true),
+    ] {
+        let cgroup = Cgroup::new(&format!("cuda-real-{mode:?}-{driver}"));
         let mut probe = CudaProbe::load(&quick(mode), Features::probe()).unwrap();
-        let caller = libraries.start(&cgroup, &[&runtime], &steps);
+        let mut command = Command::new(libraries.caller());
+        command.arg(&runtime).arg("--").args(steps);
+        if driver {
+            let directory = libraries.driver();
+            command.env("LD_LIBRARY_PATH", directory.parent().unwrap());
+        }
+        let mut caller = Caller::start(command, &cgroup);
         follows(&mut probe, "the library", |probe| has(probe, &runtime) == 1);
         let file = probe.files().find(|file| file.path == runtime).unwrap();
         assert_eq!(
             file.functions, 9,
             "six, and three for a default stream per thread"
         );
-        caller.finish();
+        caller.go();
+        // cudaErrorInsufficientDriver: what each fails with.
+        caller.hear("35");
+        caller.end();
         let counts = read(&mut probe);
         // Without a driver each fails, as it must.
         let failed = |count: u64| if mode == Mode::Latency { count } else { 0 };

@@ -1,7 +1,7 @@
 //! Stand-ins for the CUDA libraries, and processes that make known calls of them.
 
 use std::{
-    env, fs,
+    env,
     io::{self, BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -118,9 +118,15 @@ impl Caller {
 
     /// Waits until it says so.
     pub(crate) fn hear(&mut self, word: &str) {
+        assert_eq!(self.hear_line(), word);
+    }
+
+    /// The next line that it says.
+    pub(crate) fn hear_line(&mut self) -> String {
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();
-        assert_eq!(line.trim_end(), word);
+        line.truncate(line.trim_end().len());
+        line
     }
 
     /// Has it take its steps, or those after a `wait`.
@@ -154,7 +160,8 @@ impl Caller {
 }
 
 /// The real runtime library: `ORB8_CUDART`, or what pip fetches of NVIDIA's package. `None`, with the reason on standard
-/// error, if it cannot be had; with `ORB8_REQUIRE_CUDART=1` it panics instead.
+/// error, if it cannot be had; with `ORB8_REQUIRE_CUDART=1` it panics instead. A package that was fetched and does not have
+/// it is an error in any case.
 pub(crate) fn real_runtime(directory: &Path) -> Option<PathBuf> {
     let found = match env::var_os("ORB8_CUDART") {
         Some(path) => Ok(PathBuf::from(path)),
@@ -189,6 +196,10 @@ fn fetch(directory: &Path) -> Result<PathBuf, String> {
         return Err(format!("pip: {}", String::from_utf8_lossy(&output.stderr).trim()));
     }
     let library = directory.join("nvidia/cuda_runtime/lib/libcudart.so.12");
-    fs::metadata(&library).map_err(|error| format!("{}: {error}", library.display()))?;
+    assert!(
+        library.is_file(),
+        "pip has fetched nvidia-cuda-runtime-cu12, but there is no {}",
+        library.display()
+    );
     Ok(library)
 }

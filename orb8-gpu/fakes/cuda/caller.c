@@ -8,6 +8,7 @@
  *   threads:COUNT                 the steps after this one are taken by so many threads at once, by each
  *   processes:COUNT               the same, by processes
  *   wait                          writes "waiting", and reads a line
+ *   tell                          writes what the last call returned
  *   exec                          executes itself, without libraries and steps, and waits there
  *
  *   cc -o caller caller.c -ldl -lpthread
@@ -90,6 +91,7 @@ static int call(const char *name, void *f, unsigned long long value, int has_val
 static void take(char **from) {
   unsigned long long *kept = malloc(KEPT * sizeof *kept);
   size_t count = 0;
+  int result = 0;
   for (; kept && *from; from++) {
     char step[256];
     snprintf(step, sizeof step, "%s", *from);
@@ -111,13 +113,16 @@ static void take(char **from) {
       break;
     } else if (!strcmp(name, "wait")) {
       hear("waiting");
+    } else if (!strcmp(name, "tell")) {
+      printf("%d\n", result);
+      fflush(stdout);
     } else if (!strcmp(name, "exec")) {
       execl(self, self, "--", "wait", NULL);
       fail("exec", NULL);
     } else {
       void *f = function(name);
       for (unsigned long at = 0; at < n; at++)
-        call(name, f, value ? strtoull(value, NULL, 0) : 0, value != NULL, rest != NULL, kept, &count);
+        result = call(name, f, value ? strtoull(value, NULL, 0) : 0, value != NULL, rest != NULL, kept, &count);
     }
   }
   free(kept);

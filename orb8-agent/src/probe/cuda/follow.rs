@@ -196,8 +196,9 @@ impl Follower {
         let Ok(entries) = fs::read_dir(&self.proc_root) else {
             return;
         };
-        // What failed is tried again.
-        self.known.retain(|_, known| !matches!(known, Known::Failed(_)));
+        // What failed is tried again, and so is what had none of the functions: a file may be written anew, or another one
+        // have its inode. That of a file that is attached to is nobody else's.
+        self.known.retain(|_, known| matches!(known, Known::In(_)));
         let pids = entries
             .filter_map(Result::ok)
             .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
