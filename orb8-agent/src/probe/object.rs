@@ -134,6 +134,15 @@ pub(crate) fn typed<T: TryFrom<Map, Error = MapError>>(
     T::try_from(map).map_err(|source| LoadError::Map { name, source })
 }
 
+/// What removing an entry came to: that there was none to remove is no error.
+pub(crate) fn removed(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
 /// A program of an object, as what it is.
 pub(crate) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
 where

@@ -15,7 +15,7 @@ use orb8_common::cuda::{AllocationKey, CallKey, Calls, Holder};
 use super::{CudaSink, Held, function::Function};
 use crate::{
     bpf::batch::BatchDrain,
-    probe::object::{LoadError, MapFds, Shared, typed},
+    probe::object::{LoadError, MapFds, Shared, removed, typed},
 };
 
 /// Why counts could not be read.
@@ -188,8 +188,6 @@ fn remove<K: aya::Pod, V: aya::Pod>(
     key: &K,
     name: &'static str,
 ) -> Result<(), ReadError> {
-    match map.remove(key) {
-        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(source) => Err(ReadError::Write { map: name, source }),
-    }
+    // A process frees what it holds while its allocations are gone through.
+    removed(map.remove(key)).map_err(|source| ReadError::Write { map: name, source })
 }

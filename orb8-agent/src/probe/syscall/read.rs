@@ -25,7 +25,7 @@ use crate::{
     bpf::batch::BatchDrain,
     probe::{
         grace::wait_for_programs,
-        object::{LoadError, MapFds, Shared, typed},
+        object::{self, LoadError, MapFds, Shared, typed},
     },
 };
 
@@ -472,11 +472,6 @@ fn low_half(word: u64) -> u32 {
     }
 }
 
-/// That there was nothing to remove is no error.
 fn removed(map: &'static str, result: Result<(), MapError>) -> Result<(), ReadError> {
-    match result {
-        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        Err(source) => Err(ReadError::Write { map, source }),
-    }
+    object::removed(result).map_err(|source| ReadError::Write { map, source })
 }
