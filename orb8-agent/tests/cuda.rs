@@ -13,7 +13,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{Read as _, Seek as _, SeekFrom},
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -290,6 +290,20 @@ fn a_runtime_call_that_reaches_the_driver_counts_once() {
     let libraries = Libraries::compile();
     runtime_calls_count_once(Mode::Counts, &libraries);
     runtime_calls_count_once(Mode::Latency, &libraries);
+}
+
+#[test]
+fn calls_whose_return_another_tracer_follows_count_once() {
+    if !can_run() {
+        return;
+    }
+    let libraries = Libraries::compile();
+    let (driver, runtime) = (libraries.driver(), libraries.runtime());
+    for mode in [Mode::Counts, Mode::Latency] {
+        let other = attached(Mode::Latency, &[&driver, &runtime]);
+        runtime_calls_count_once(mode, &libraries);
+        assert_ne!(other.stats().returned, 0);
+    }
 }
 
 #[test]
@@ -899,7 +913,13 @@ fn the_real_runtime_is_traced() {
         (Mode::Latency, true),
     ] {
         let cgroup = Cgroup::new(&format!("cuda-real-{mode:?}-{driver}"));
-        let mut probe = CudaProbe::load(&quick(mode), Features::probe()).unwrap();
+        // None but the caller: others' calls would be in the ledger.
+        let processes = tempfile::tempdir().unwrap();
+        let options = CudaOptions {
+            proc_root: processes.path().to_owned(),
+            ..quick(mode)
+        };
+        let mut probe = CudaProbe::load(&options, Features::probe()).unwrap();
         let mut command = Command::new(libraries.caller());
         command.arg(&runtime).arg("--").args(steps);
         if driver {
@@ -907,6 +927,8 @@ fn the_real_runtime_is_traced() {
             command.env("LD_LIBRARY_PATH", directory.parent().unwrap());
         }
         let mut caller = Caller::start(command, &cgroup);
+        let pid = caller.child.id().to_string();
+        symlink(Path::new("/proc").join(&pid), processes.path().join(&pid)).unwrap();
         follows(&mut probe, "the library", |probe| has(probe, &runtime) == 1);
         let file = probe.files().find(|file| file.path == runtime).unwrap();
         assert_eq!(

@@ -3,7 +3,8 @@
 //! A call counts if no other traced call of its thread made it: the runtime library calls the driver's, and both are
 //! traced. A thread's storage holds the outermost call. That call still lasts if the stack is deeper than it was at its
 //! entry and either its return is traced and has not come, or its return address still lies where it was: a function that
-//! has returned has given its place on the stack to what was called next, by another call instruction. A function that jumps
+//! has returned has given its place on the stack to what was called next, by another call instruction. Where another tracer
+//! follows a function to its return, the kernel keeps its return address meanwhile. A function that jumps
 //! to another as its last deed leaves it its place on the stack: that is known where its return is traced, for the
 //! kernel has then replaced the return address. Elsewhere it looks as if one call instruction had called both, one after
 //! the other (as that of a foreign-function interface does), and is taken for that.

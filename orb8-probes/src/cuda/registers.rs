@@ -5,10 +5,14 @@
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user},
+    helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel, bpf_probe_read_user},
 };
 
 use crate::settings;
+
+/// Traced returns of a thread that are gone through: functions whose return is traced, within each other, above the one that
+/// is looked for. The kernel keeps up to 64.
+const RETURNS: u32 = 16;
 
 /// Word of the context with the stack pointer.
 mod x86_64 {
@@ -103,7 +107,45 @@ pub(crate) fn return_address(ctx: &impl EbpfContext, stack: u64) -> u64 {
 /// return addresses are not on the stack.
 #[inline(always)]
 pub(crate) fn has_return_address(stack: u64, address: u64) -> bool {
-    !is_arm64() && user_word(stack) == address
+    !is_arm64() && (user_word(stack) == address || is_replaced(stack, address))
+}
+
+/// Whether the kernel keeps this return address, and has put its own at this place of the stack: somebody traces the
+/// function's return (`prepare_uretprobe`, kernel/events/uprobes.c). The kernel takes it off its list as the function
+/// returns.
+#[inline(never)]
+fn is_replaced(stack: u64, address: u64) -> bool {
+    let utask = settings::TASK_UTASK.get();
+    if utask == 0 {
+        return false;
+    }
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let utask = kernel_word(task, utask);
+    if utask == 0 {
+        return false;
+    }
+    let mut instance = kernel_word(utask, settings::UTASK_RETURNS.get());
+    for _ in 0..RETURNS {
+        if instance == 0 {
+            return false;
+        }
+        if kernel_word(instance, settings::RETURN_STACK.get()) == stack {
+            return kernel_word(instance, settings::RETURN_ADDRESS.get()) == address;
+        }
+        instance = kernel_word(instance, settings::RETURN_NEXT.get());
+    }
+    false
+}
+
+/// A word of the kernel's memory; 0 if it cannot be read.
+#[inline(always)]
+fn kernel_word(of: u64, at: u32) -> u64 {
+    let mut word = 0_u64;
+    let from = of.wrapping_add(u64::from(at));
+    // SAFETY: copies a word of kernel memory, or fails and leaves zero.
+    unsafe { bpf_probe_read_kernel((&raw mut word).cast(), 8, from as *const _) };
+    word
 }
 
 /// A word of the process's memory; 0 if it cannot be read.

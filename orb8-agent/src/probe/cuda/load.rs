@@ -12,6 +12,7 @@ use aya::{
     },
 };
 use orb8_common::cuda::Stats;
+use tracing::warn;
 
 use super::{CudaOptions, CudaSink, CudaStats, Held, OBJECT, ReadError, read::Reader};
 use crate::{
@@ -54,16 +55,40 @@ impl std::fmt::Debug for Loaded {
     }
 }
 
-/// Where a task has the number of its process's threads that have not ended.
-fn thread_count() -> Result<[u32; 2], LoadError> {
+/// Where the kernel's structures have what the programs read of them, by the programs' settings.
+fn kernel_offsets() -> Result<Vec<(&'static str, u32)>, LoadError> {
     let file = Path::new("/sys/kernel/btf/vmlinux");
     let bytes = fs::read(file)
         .map_err(|error| LoadError::Setting(format!("cannot read {}: {error}", file.display())))?;
-    let offset = |structure, member| {
-        btf::member_offset(&bytes, structure, member)
-            .ok_or_else(|| LoadError::Setting(format!("{} has no {structure}.{member}", file.display())))
-    };
-    Ok([offset("task_struct", "signal")?, offset("signal_struct", "live")?])
+    let mut offsets = Vec::new();
+    // The number of a process's threads that have not ended.
+    for (setting, structure, member) in [
+        ("TASK_SIGNAL", "task_struct", "signal"),
+        ("SIGNAL_LIVE", "signal_struct", "live"),
+    ] {
+        let offset = btf::member_offset(&bytes, structure, member)
+            .ok_or_else(|| LoadError::Setting(format!("{} has no {structure}.{member}", file.display())))?;
+        offsets.push((setting, offset));
+    }
+    // Returns that somebody traces. A kernel that keeps them elsewhere is traced by none but us, as far as is known.
+    let returns: Option<Vec<_>> = [
+        ("TASK_UTASK", "task_struct", "utask"),
+        ("UTASK_RETURNS", "uprobe_task", "return_instances"),
+        ("RETURN_STACK", "return_instance", "stack"),
+        ("RETURN_ADDRESS", "return_instance", "orig_ret_vaddr"),
+        ("RETURN_NEXT", "return_instance", "next"),
+    ]
+    .into_iter()
+    .map(|(setting, structure, member)| Some((setting, btf::member_offset(&bytes, structure, member)?)))
+    .collect();
+    if returns.is_none() {
+        warn!(
+            file = %file.display(),
+            "a CUDA call whose return another tracer follows may count twice: this kernel's return_instance is not known"
+        );
+    }
+    offsets.extend(returns.unwrap_or_default());
+    Ok(offsets)
 }
 
 impl Loaded {
@@ -71,15 +96,17 @@ impl Loaded {
         needs(FAMILY, features.raw_tracepoint, Feature::RawTracepoint)?;
         needs(FAMILY, features.task_storage, Feature::TaskStorage)?;
         needs(FAMILY, features.current_task, Feature::CurrentTask)?;
-        let [signal, live] = thread_count()?;
-        let mut ebpf = EbpfLoader::new()
+        let offsets = kernel_offsets()?;
+        let mut loader = EbpfLoader::new();
+        for (setting, offset) in &offsets {
+            loader.override_global(*setting, offset, true);
+        }
+        let mut ebpf = loader
             // Nothing in the object is relocated: the offsets that it needs are written into it.
             .btf(None)
             // Storage of tasks, which aya has no type for.
             .allow_unsupported_maps()
             .override_global("MACHINE", &MACHINE, true)
-            .override_global("TASK_SIGNAL", &signal, true)
-            .override_global("SIGNAL_LIVE", &live, true)
             .map_max_entries("CALLS", options.calls)
             .map_max_entries("HOLDERS", options.holders)
             .map_max_entries("ALLOCATIONS", options.allocations)
