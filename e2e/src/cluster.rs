@@ -29,6 +29,8 @@ pub(crate) struct Cluster {
     pub(crate) api_hooks: Option<(String, String)>,
     /// Runs a device plugin until it is killed.
     pub(crate) device_plugin: Option<String>,
+    /// Serves an exporter's page until it is killed.
+    pub(crate) gpu_exporter: Option<String>,
     pub(crate) node_hooks: Option<(String, String)>,
 }
 
@@ -103,6 +105,7 @@ impl Cluster {
             ipv6: false,
             api_hooks: options.api_stop.clone().zip(options.api_start.clone()),
             device_plugin: options.device_plugin.clone(),
+            gpu_exporter: options.gpu_exporter.clone(),
             node_hooks: options.node_cut.clone().zip(options.node_join.clone()),
         };
         let nodes = cluster.json(&["get", "nodes"]).context("is KUBECONFIG set?")?;
@@ -356,7 +359,7 @@ impl Cluster {
         self.within(Duration::from_secs(6), || check(&self.flows()?))
     }
 
-    pub(crate) fn within(&self, time: Duration, check: impl Fn() -> Result<()>) -> Result<()> {
+    pub(crate) fn within(&self, time: Duration, mut check: impl FnMut() -> Result<()>) -> Result<()> {
         let until = Instant::now() + time;
         loop {
             match check() {

@@ -47,6 +47,9 @@ struct Options {
     /// Command that runs a device plugin on the first node, with two devices of nvidia.com/gpu, until it is killed.
     #[arg(long, env = "ORB8_E2E_DEVICE_PLUGIN")]
     device_plugin: Option<String>,
+    /// Command that serves the dcgm-exporter page of the file $PAGE at 127.0.0.1:9400 of the first node, until it is killed.
+    #[arg(long, env = "ORB8_E2E_GPU_EXPORTER")]
+    gpu_exporter: Option<String>,
     /// Leave the namespace for a look.
     #[arg(long)]
     keep: bool,
