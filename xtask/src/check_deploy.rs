@@ -19,6 +19,7 @@ const KUSTOMIZE: &str = "kustomize";
 const HELM: &str = "helm";
 const LOCKED_MEMORY: &str = "locked-memory";
 const GPU: &str = "gpu";
+const GPU_EXPORTER: &str = "gpu-exporter";
 const POD_RESOURCES: &str = "/var/lib/kubelet/pod-resources";
 
 /// Runs every check, and prints what each found.
@@ -67,6 +68,13 @@ pub(crate) fn run() -> Result<()> {
         "gpu.podResources does what the component gpu does",
         objects::differences(KUSTOMIZE, &gpu, HELM, &chart_gpu),
     );
+    let exporter = Objects::parse(&with_component(&tools, root, GPU_EXPORTER)?)?;
+    let chart_exporter =
+        helm(&json!({"gpu": {"exporter": {"enabled": true}}, "namespace": {"create": true}}))?;
+    report(
+        "gpu.exporter.enabled does what the component gpu-exporter does",
+        objects::differences(KUSTOMIZE, &exporter, HELM, &chart_exporter),
+    );
     report("every component is checked", unknown_components(root)?);
 
     report(
@@ -93,11 +101,23 @@ pub(crate) fn run() -> Result<()> {
             },
         ),
     );
+    report(
+        "the component gpu-exporter adds an exporter alone",
+        privileges::unexpected(
+            &exporter,
+            Meant {
+                gpu_exporter: true,
+                ..Meant::default()
+            },
+        ),
+    );
     for (file, values) in values::examples(root)? {
         let meant = Meant {
             locked_memory: values["lockedMemory"] == true,
             state_dir: values["settings"]["state_dir"].as_str(),
             pod_resources: values["gpu"]["podResources"].as_str(),
+            gpu_exporter: values["gpu"]["exporter"]["enabled"] == true,
+            gpu_profiling: values["gpu"]["exporter"]["profiling"] == true,
         };
         report(
             &format!("the chart with {file} asks for no more privileges than are meant"),
@@ -150,7 +170,10 @@ fn unknown_components(root: &Path) -> Result<Vec<String>> {
     let mut unknown = Vec::new();
     for entry in fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))? {
         let name = entry?.file_name();
-        if name != LOCKED_MEMORY && name != GPU {
+        if ![LOCKED_MEMORY, GPU, GPU_EXPORTER]
+            .iter()
+            .any(|known| name == *known)
+        {
             unknown.push(format!(
                 "deploy/components/{}: nothing checks what it adds; have check-deploy do so",
                 name.display()

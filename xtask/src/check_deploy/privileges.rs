@@ -46,6 +46,19 @@ const UNPRIVILEGED_POD_FIELDS: &[&str] = &[
     "terminationGracePeriodSeconds",
     "volumes",
 ];
+/// The same of the exporter's pods.
+const EXPORTER_POD_FIELDS: &[&str] = &[
+    "automountServiceAccountToken",
+    "containers",
+    "dnsPolicy",
+    "hostNetwork",
+    "imagePullSecrets",
+    "nodeSelector",
+    "priorityClassName",
+    "runtimeClassName",
+    "securityContext",
+    "tolerations",
+];
 const CAPABILITIES: &[&str] = &["BPF", "PERFMON", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH"];
 /// For kernels before 5.11.
 const LOCKED_MEMORY: &str = "SYS_RESOURCE";
@@ -59,7 +72,14 @@ pub(super) struct Meant<'a> {
     pub(super) state_dir: Option<&'a str>,
     /// The kubelet's directory of the node that it tells of devices in.
     pub(super) pod_resources: Option<&'a str>,
+    /// A dcgm-exporter runs on nodes with GPUs.
+    pub(super) gpu_exporter: bool,
+    /// It may read the driver's profiling counters.
+    pub(super) gpu_profiling: bool,
 }
+
+/// The DaemonSet of the exporter.
+const GPU_EXPORTER: &str = "orb8-gpu-exporter";
 
 /// What the objects ask for beyond (or short of) what is meant.
 pub(super) fn unexpected(objects: &Objects, meant: Meant<'_>) -> Vec<String> {
@@ -71,6 +91,7 @@ pub(super) fn unexpected(objects: &Objects, meant: Meant<'_>) -> Vec<String> {
             found: &mut found,
         };
         match name.kind.as_str() {
+            "DaemonSet" if name.name == GPU_EXPORTER => check.gpu_exporter(meant),
             "DaemonSet" => check.daemon_set(meant),
             "Deployment" => {
                 check.unprivileged("/spec/template/spec", &["/orb8-server"], Some("orb8-server-tls"));
@@ -239,6 +260,40 @@ impl Check<'_> {
         self.is(&container("ports/0/name"), &json!("grpc"));
         self.is(&container("ports/1/name"), &json!("metrics"));
         self.grpc_is_over_tls(&container("env"), "ORB8_");
+    }
+
+    /// It is on the node's network and root, and nothing else.
+    fn gpu_exporter(&mut self, meant: Meant<'_>) {
+        const POD: &str = "/spec/template/spec";
+        const CONTAINER: &str = "/spec/template/spec/containers/0";
+        let pod = |field: &str| format!("{POD}/{field}");
+        let container = |field: &str| format!("{CONTAINER}/{field}");
+        if !meant.gpu_exporter {
+            self.problem("nobody asked for an exporter");
+        }
+        self.only_fields(POD, EXPORTER_POD_FIELDS);
+        self.is(&pod("hostNetwork"), &json!(true));
+        self.is(&pod("automountServiceAccountToken"), &json!(false));
+        self.is(
+            &pod("securityContext"),
+            &json!({"seccompProfile": {"type": "RuntimeDefault"}}),
+        );
+        self.absent(&pod("containers/1"));
+        self.only_fields(CONTAINER, CONTAINER_FIELDS);
+        self.absent(&container("volumeMounts"));
+        // Nobody from outside is answered.
+        self.is(
+            &container("env/0"),
+            &json!({"name": "DCGM_EXPORTER_LISTEN", "value": "127.0.0.1:9400"}),
+        );
+        let mut capabilities = json!({"drop": ["ALL"]});
+        if meant.gpu_profiling {
+            capabilities["add"] = json!(["SYS_ADMIN"]);
+        }
+        self.is(
+            &container("securityContext"),
+            &json!({"privileged": false, "runAsUser": 0, "capabilities": capabilities}),
+        );
     }
 
     /// Pods without any privilege, which run `command`, with the certificates of a Secret if it is named.
@@ -446,6 +501,47 @@ rules:
             .unwrap()
             .push(json!({"name": "another"}));
         assert_eq!(of(&two).len(), 1);
+    }
+
+    #[test]
+    fn the_exporter_has_no_privilege_that_was_not_asked_for() {
+        let exporter = |context: Value| {
+            json!({
+                "apiVersion": "apps/v1",
+                "kind": "DaemonSet",
+                "metadata": {"name": GPU_EXPORTER, "namespace": "n"},
+                "spec": {"template": {"spec": {
+                    "automountServiceAccountToken": false,
+                    "hostNetwork": true,
+                    "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+                    "containers": [{
+                        "env": [{"name": "DCGM_EXPORTER_LISTEN", "value": "127.0.0.1:9400"}],
+                        "securityContext": context,
+                    }],
+                }}},
+            })
+        };
+        let least = json!({"privileged": false, "runAsUser": 0, "capabilities": {"drop": ["ALL"]}});
+        let mut more = least.clone();
+        more["capabilities"]["add"] = json!(["SYS_ADMIN"]);
+        let found = |object: &Value, gpu_exporter, gpu_profiling| {
+            let meant = Meant {
+                gpu_exporter,
+                gpu_profiling,
+                ..Meant::default()
+            };
+            unexpected(&Objects::parse(&object.to_string()).unwrap(), meant).len()
+        };
+        assert_eq!(found(&exporter(least.clone()), true, false), 0);
+        assert_eq!(found(&exporter(more.clone()), true, true), 0);
+        assert_eq!(found(&exporter(least.clone()), false, false), 1);
+        assert_eq!(found(&exporter(more), true, false), 1);
+        let mut reachable = exporter(least.clone());
+        reachable["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"] = json!(":9400");
+        assert_eq!(found(&reachable, true, false), 1);
+        let mut all = exporter(least);
+        all["spec"]["template"]["spec"]["hostPID"] = json!(true);
+        assert_eq!(found(&all, true, false), 1);
     }
 
     #[test]

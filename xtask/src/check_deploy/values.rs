@@ -149,6 +149,14 @@ pub(super) fn accepted_though_wrong(tools: &Tools) -> Result<Vec<String>> {
             "/gpu/podResources",
             json!({"gpu": {"podResources": "/var/lib/../kubelet"}}),
         ),
+        (
+            "/gpu/exporter/image",
+            json!({"gpu": {"exporter": {"image": "Dcgm Exporter"}}}),
+        ),
+        (
+            "gpu.exporter.enabled",
+            json!({"gpu": {"exporter": {"enabled": true}}, "settings": {"gpu_dcgm_url": "http://a:9400/metrics"}}),
+        ),
         ("/settings/dns", json!({"settings": {"dns": "on"}})),
         ("grpc_address", json!({"settings": {"grpc_address": "::1"}})),
         ("/server/replicas", json!({"server": {"replicas": 0}})),
