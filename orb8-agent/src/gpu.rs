@@ -21,7 +21,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use orb8_gpu::{Limits, Monitor, Owners, allocation::Allocations, nvml::XidEvent, sample::Snapshot};
+use orb8_gpu::{
+    Limits, Monitor, Owners,
+    allocation::Allocations,
+    driver,
+    nvml::XidEvent,
+    sample::{Snapshot, Source},
+};
 use orb8_proto::v1;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -57,6 +63,8 @@ pub(crate) struct GpuOptions {
     pub(crate) pod_resources: Option<PathBuf>,
     /// None: off. Some of none: where the loader finds it.
     pub(crate) library: Option<Option<PathBuf>>,
+    /// Where the driver tells of its GPUs.
+    pub(crate) driver: PathBuf,
 }
 
 impl GpuOptions {
@@ -72,6 +80,7 @@ impl GpuOptions {
                 NvmlLibrary::Auto => Some(None),
                 NvmlLibrary::At(path) => Some(Some(path.clone())),
             },
+            driver: PathBuf::from(driver::DIRECTORY),
         }
     }
 }
@@ -218,7 +227,11 @@ impl Gpus {
     }
 
     /// Takes in a sample. Cost: a look at /proc for each process on a device.
-    pub(crate) fn sampled(&self, snapshot: Snapshot, owners: &dyn Owners) {
+    pub(crate) fn sampled(&self, mut snapshot: Snapshot, owners: &dyn Owners) {
+        if snapshot.source == Source::Dcgm {
+            // An exporter does not tell the numbers of device nodes, by which some device plugins name devices.
+            driver::number(&mut snapshot.devices, &driver::gpus(&self.options.driver));
+        }
         if let Some(reason) = &snapshot.first_rejected {
             debug!(
                 source = snapshot.source.name(),

@@ -13,7 +13,7 @@ use orb8_proto::v1::{
 use crate::{
     attribution::{self, Scene, Share, whole},
     history::{Counter, Gauge, Level, Says, Timeline},
-    id::{DeviceKey, Uuid},
+    id::{DeviceId, DeviceKey, Uuid},
     merge::{self, Part, SOURCES, Window},
     monitor::{self, Known, Monitor},
     owners::Owner,
@@ -354,6 +354,7 @@ impl Monitor {
     /// A device of which only the kubelet tells, under its word for it.
     fn untold_device(&self, id: String, granted: &[&monitor::Granted]) -> GpuDevice {
         let since = self.kubelet.as_ref().map(|kubelet| timestamp(kubelet.time));
+        let trouble = self.why_untold(&DeviceId::parse(&id));
         let method = if granted.len() == 1 {
             GpuMethod::Exclusive
         } else {
@@ -379,10 +380,33 @@ impl Monitor {
             holders: holders.collect(),
             uuid: id,
             readings: Some(GpuReadings::default()),
-            trouble:
-                "no source tells of this device: is there a dcgm-exporter, or NVIDIA's driver with NVML?"
-                    .to_owned(),
+            trouble: trouble.to_owned(),
             ..GpuDevice::default()
+        }
+    }
+
+    /// Why no device is found that goes by an id.
+    fn why_untold(&self, id: &DeviceId) -> &'static str {
+        let is_numbered = || {
+            self.devices
+                .values()
+                .any(|known| known.identity().minor.is_some())
+        };
+        match id {
+            _ if self.devices.is_empty() => {
+                "no source tells of this device: is there a dcgm-exporter, or NVIDIA's driver with NVML?"
+            }
+            DeviceId::Minor { .. } | DeviceId::Slice { .. } if !is_numbered() => {
+                "which device this is is not known: it goes by the number of its device node (/dev/nvidiaN), which NVML and \
+                 /proc/driver/nvidia tell, and no source here does"
+            }
+            DeviceId::Slice { .. } => {
+                "which instance this is is not known: it goes by where it lies on its GPU, which NVML alone tells, to root"
+            }
+            DeviceId::Index { mig: Some(_), .. } => {
+                "which instance this is is not known: it goes by its place among its GPU's, which NVML alone tells"
+            }
+            _ => "no source tells of this device, though they tell of others",
         }
     }
 }

@@ -119,17 +119,19 @@ pub enum DeviceId {
         /// Of GKE's sharing.
         replica: Option<u32>,
     },
-    /// `gpu-0-mig-1g5gb-19-0`: an instance by where it lies, as NVIDIA's driver for dynamic resource allocation calls it. It
-    /// tells neither a UUID nor the GPU instance id.
+    /// `gpu-0-mig-1g5gb-19-4`, and before its release 25.12 `gpu-0-mig-19-4-1`: an instance by where it lies, as NVIDIA's
+    /// driver for dynamic resource allocation calls it. It tells neither a UUID nor the GPU instance id.
     Slice {
         /// Of the whole GPU's `/dev/nvidiaN`.
         minor: u32,
-        /// Profile without its dot, such as `1g5gb`.
-        profile: String,
+        /// Profile without its dot, such as `1g5gb`; of the older form not told.
+        profile: Option<String>,
         /// Number of the profile.
         profile_id: u32,
         /// First memory slice.
         start: u32,
+        /// Memory slices, of the older form.
+        size: Option<u32>,
     },
     /// Any other, as it is.
     Other(String),
@@ -214,8 +216,14 @@ impl fmt::Display for DeviceId {
                 profile,
                 profile_id,
                 start,
+                size,
             } => {
-                return write!(f, "gpu-{minor}-mig-{profile}-{profile_id}-{start}");
+                write!(f, "gpu-{minor}-mig-")?;
+                if let Some(profile) = profile {
+                    write!(f, "{profile}-")?;
+                }
+                write!(f, "{profile_id}-{start}")?;
+                return size.map_or(Ok(()), |size| write!(f, "-{size}"));
             }
             Self::Other(text) => return f.write_str(text),
         }
@@ -289,16 +297,29 @@ fn claimed(text: &str) -> Option<DeviceId> {
     strip_slice(rest)
 }
 
-/// `0-mig-1g5gb-19-0`. A profile can have hyphens of its own (`1g10gb-me`).
+/// `0-mig-1g5gb-19-4`, or `0-mig-19-4-1`. A profile can have hyphens of its own (`1g10gb-me`), and is no number.
 fn strip_slice(rest: &str) -> Option<DeviceId> {
     let (minor, rest) = rest.split_once('-')?;
+    let minor = number(minor)?;
     let mut parts = strip(rest, "mig-")?.rsplitn(3, '-');
-    let (start, profile_id, profile) = (parts.next()?, parts.next()?, parts.next()?);
-    (!profile.is_empty()).then_some(DeviceId::Slice {
-        minor: number(minor)?,
-        profile: profile.to_ascii_lowercase(),
-        profile_id: number(profile_id)?,
-        start: number(start)?,
+    let (last, middle, first) = (parts.next()?, parts.next()?, parts.next()?);
+    let (last, middle) = (number(last)?, number(middle)?);
+    if let Some(profile_id) = number(first) {
+        return Some(DeviceId::Slice {
+            minor,
+            profile: None,
+            profile_id,
+            start: middle,
+            size: Some(last),
+        });
+    }
+    let is_profile = first.bytes().any(|byte| !byte.is_ascii_digit());
+    is_profile.then(|| DeviceId::Slice {
+        minor,
+        profile: Some(first.to_ascii_lowercase()),
+        profile_id: middle,
+        start: last,
+        size: None,
     })
 }
 
@@ -372,9 +393,17 @@ mod tests {
         };
         let slice = |profile: &str| DeviceId::Slice {
             minor: 0,
-            profile: profile.to_owned(),
+            profile: Some(profile.to_owned()),
             profile_id: 19,
             start: 4,
+            size: None,
+        };
+        let older = DeviceId::Slice {
+            minor: 0,
+            profile: None,
+            profile_id: 19,
+            start: 4,
+            size: Some(1),
         };
         for (text, expected) in [
             (format!("GPU-{UUID}"), gpu(None)),
@@ -394,6 +423,7 @@ mod tests {
             ("gpu-0".to_owned(), minor(0, None, None)),
             ("gpu-0-mig-1g5gb-19-4".to_owned(), slice("1g5gb")),
             ("gpu-0-mig-1g10gb-me-19-4".to_owned(), slice("1g10gb-me")),
+            ("gpu-0-mig-19-4-1".to_owned(), older),
         ] {
             assert_eq!(DeviceId::parse(&text), expected, "{text}");
             let written = expected.to_string();
@@ -437,6 +467,8 @@ mod tests {
             "gpu-vfio-0",
             "gpu-0-mig-",
             "gpu-0-mig--1-2",
+            "gpu-0-mig-019-4-1",
+            "gpu-0-mig-19-4",
             "GPU-a b",
             "GPU-é",
             "é",
@@ -489,10 +521,20 @@ mod tests {
             )
                 .prop_map(|(minor, profile, profile_id, start)| DeviceId::Slice {
                     minor,
-                    profile,
+                    profile: Some(profile),
                     profile_id,
-                    start
+                    start,
+                    size: None
                 }),
+            (any::<u32>(), any::<u32>(), any::<u32>(), any::<u32>()).prop_map(
+                |(minor, profile_id, start, size)| DeviceId::Slice {
+                    minor,
+                    profile: None,
+                    profile_id,
+                    start,
+                    size: Some(size)
+                }
+            ),
         ]
     }
 

@@ -8,6 +8,7 @@ pub mod allocation;
 mod answer;
 mod attribution;
 pub mod dcgm;
+pub mod driver;
 mod history;
 pub mod id;
 pub mod kubelet;

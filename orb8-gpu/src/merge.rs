@@ -45,6 +45,7 @@ const MAX_CLAIMS: usize = 64;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Identity {
     pub(crate) index: Option<u32>,
+    pub(crate) minor: Option<u32>,
     pub(crate) model: Option<String>,
     pub(crate) driver: Option<String>,
     pub(crate) pci: Option<String>,
@@ -110,6 +111,7 @@ pub(crate) fn join(
                 row: row(device.readings, device.trouble, &mut refused),
                 identity: Identity {
                     index: device.index,
+                    minor: device.minor,
                     model: device.model.map(short),
                     driver: device.driver.map(short),
                     pci: device.pci.map(short),
@@ -122,6 +124,8 @@ pub(crate) fn join(
                             .filter(|uuid| uuid.as_str().len() <= MAX_TEXT)
                             .take(MAX_OTHERS)
                             .collect(),
+                        place: mig.place,
+                        slots: mig.slots.into_iter().take(MAX_OTHERS).collect(),
                     }),
                 },
                 processes: device.processes,
@@ -237,6 +241,7 @@ fn agreed(key: DeviceKey, mut group: Vec<Device>, refused: &mut u64) -> Device {
     bound_claims(&mut claims, refused);
     Device {
         index: all!(index),
+        minor: all!(minor),
         model: all!(model),
         driver: all!(driver),
         pci: all!(pci),
@@ -297,6 +302,7 @@ fn give_to_boards(joined: &mut BTreeMap<DeviceKey, (Option<Uuid>, Device)>) {
             };
             boards.entry(board.clone()).or_insert_with(|| Device {
                 index: device.index,
+                minor: device.minor,
                 model: device.model.clone(),
                 driver: device.driver.clone(),
                 pci: device.pci.clone(),
@@ -434,6 +440,20 @@ impl Part<'_> {
             .last()
             .is_some_and(|last| window.span.end.saturating_sub(last) <= window.max_age);
         if fresh { len - 1..len } else { len..len }
+    }
+
+    /// Whether the newest row tells of the device.
+    pub(crate) fn is_told_last(&self) -> bool {
+        let newest = self.line.len().checked_sub(1);
+        newest.is_some_and(|row| self.series.is_present(row, self.line))
+    }
+
+    /// When the device was told of last. Cost: a look at each row since.
+    pub(crate) fn last_told(&self) -> Option<Nanos> {
+        let row = (0..self.line.len())
+            .rev()
+            .find(|row| self.series.is_present(*row, self.line))?;
+        Some(self.line.time(row))
     }
 
     /// How many of them tell of the device, and the last that does.

@@ -1,7 +1,7 @@
 //! All that is known of a node's GPUs: samples of the last minutes, and who held which device when.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     time::Duration,
 };
 
@@ -126,6 +126,7 @@ impl Known {
         let mut best = Identity::default();
         for told in &self.identities {
             best.index = best.index.or(told.index);
+            best.minor = best.minor.or(told.minor);
             for (place, value) in [
                 (&mut best.model, &told.model),
                 (&mut best.driver, &told.driver),
@@ -140,6 +141,8 @@ impl Known {
                 known.uuid = known.uuid.take().or_else(|| mig.uuid.clone());
                 known.profile = known.profile.take().or_else(|| mig.profile.clone());
                 known.others.extend(mig.others.iter().cloned());
+                known.place = known.place.or(mig.place);
+                known.slots.extend(&mig.slots);
             }
         }
         best
@@ -430,14 +433,10 @@ impl Monitor {
 
     /// Looks up who holds each device: as the kubelet says; by the exporter's labels only while it has never said anything.
     fn settle(&mut self, time: Nanos, owners: &dyn Owners) {
+        let numbers = Numbers::new(self);
         for (key, known) in &mut self.devices {
             let identity = known.identity();
-            let mig: Vec<Uuid> = merge::mig_uuids(identity.mig.as_ref()).cloned().collect();
-            let names = Names {
-                key,
-                index: identity.index,
-                mig: &mig,
-            };
+            let names = numbers.names(key, &identity);
             let (holding, at) = match &self.kubelet {
                 Some(kubelet) => (granted(kubelet, &names), kubelet.time),
                 None => (claimed(&known.claims, time, owners), time),
@@ -518,6 +517,89 @@ fn owner_of(namespace: &str, pod: &str, container: &str, owners: &dyn Owners) ->
     }
 }
 
+/// Which GPU has which number now: of one that has gone another may have it since.
+#[derive(Debug, Default)]
+struct Numbers {
+    indices: HashMap<u32, Claimant>,
+    minors: HashMap<u32, Claimant>,
+}
+
+/// A GPU that has a number.
+#[derive(Debug)]
+struct Claimant {
+    /// None: there are several, and nobody knows which is meant.
+    uuid: Option<Uuid>,
+    rank: Rank,
+}
+
+/// How good a claim is: whether NVML's newest sample tells of the GPU, and when any source told of it last.
+type Rank = (bool, Nanos);
+
+impl Numbers {
+    fn new(monitor: &Monitor) -> Self {
+        let latest = monitor.lines.iter().filter_map(Timeline::last).max();
+        let is_fresh = |line: &Timeline| {
+            line.last()
+                .zip(latest)
+                .is_some_and(|(last, latest)| latest - last <= monitor.max_age())
+        };
+        let mut ranks: BTreeMap<&Uuid, Rank> = BTreeMap::new();
+        for (key, known) in &monitor.devices {
+            let parts = known.parts(&monitor.lines);
+            let [nvml, _] = &parts;
+            let rank = (
+                is_fresh(nvml.line) && nvml.is_told_last(),
+                parts.iter().filter_map(Part::last_told).max().unwrap_or_default(),
+            );
+            let best = ranks.entry(&key.uuid).or_default();
+            *best = rank.max(*best);
+        }
+        let mut numbers = Self::default();
+        for (key, known) in &monitor.devices {
+            let identity = known.identity();
+            let rank = ranks.get(&key.uuid).copied().unwrap_or_default();
+            for (number, by) in [
+                (identity.index, &mut numbers.indices),
+                (identity.minor, &mut numbers.minors),
+            ] {
+                if let Some(number) = number {
+                    claim(by, number, &key.uuid, rank);
+                }
+            }
+        }
+        numbers
+    }
+
+    fn names<'a>(&self, key: &'a DeviceKey, identity: &'a Identity) -> Names<'a> {
+        let its = |by: &HashMap<u32, Claimant>, number: Option<u32>| {
+            number.filter(|number| by.get(number).and_then(|one| one.uuid.as_ref()) == Some(&key.uuid))
+        };
+        Names {
+            key,
+            index: its(&self.indices, identity.index),
+            minor: its(&self.minors, identity.minor),
+            mig: identity.mig.as_ref(),
+        }
+    }
+}
+
+fn claim(by: &mut HashMap<u32, Claimant>, number: u32, uuid: &Uuid, rank: Rank) {
+    let uuid = Some(uuid.clone());
+    match by.entry(number) {
+        Entry::Vacant(place) => {
+            place.insert(Claimant { uuid, rank });
+        }
+        Entry::Occupied(mut place) => {
+            let known = place.get_mut();
+            if rank > known.rank {
+                *known = Claimant { uuid, rank };
+            } else if rank == known.rank && uuid != known.uuid {
+                known.uuid = None;
+            }
+        }
+    }
+}
+
 /// Who holds a device, by the kubelet's last word.
 fn granted(kubelet: &Kubelet, names: &Names<'_>) -> Vec<Hold> {
     kubelet
@@ -574,26 +656,16 @@ pub(crate) fn device_text(id: &DeviceId, text: &str) -> String {
 
 /// Devices that nobody tells of and that are held: by the id that the kubelet gave, without the number of a replica.
 pub(crate) fn untold(monitor: &Monitor) -> BTreeMap<String, Vec<&Granted>> {
-    let names: Vec<(DeviceKey, Option<u32>, Vec<Uuid>)> = monitor
+    let identities: Vec<(&DeviceKey, Identity)> = monitor
         .devices
         .iter()
-        .map(|(key, known)| {
-            let identity = known.identity();
-            let mig = merge::mig_uuids(identity.mig.as_ref()).cloned().collect();
-            (key.clone(), identity.index, mig)
-        })
+        .map(|(key, known)| (key, known.identity()))
         .collect();
+    let numbers = Numbers::new(monitor);
     let is_told = |id: &DeviceId| {
-        names.iter().any(|(key, index, mig)| {
-            resolve::matches(
-                id,
-                &Names {
-                    key,
-                    index: *index,
-                    mig,
-                },
-            )
-        })
+        identities
+            .iter()
+            .any(|(key, identity)| resolve::matches(id, &numbers.names(key, identity)))
     };
     let mut untold: BTreeMap<String, Vec<&Granted>> = BTreeMap::new();
     for granted in monitor.kubelet.iter().flat_map(|kubelet| &kubelet.held) {

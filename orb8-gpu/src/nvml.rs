@@ -66,6 +66,7 @@ pub struct Library {
 #[derive(Clone, Debug)]
 struct Known {
     uuid: Uuid,
+    minor: Option<u32>,
     model: Option<String>,
     pci: Option<String>,
     instances: BTreeMap<u32, Mig>,
@@ -212,6 +213,7 @@ impl Library {
             .filter_map(|device| Some((device.key.instance?, device.mig.clone().unwrap_or_default())));
         let known = Known {
             uuid: whole.key.uuid.clone(),
+            minor: whole.minor,
             model: whole.model.clone(),
             pci: whole.pci.clone(),
             instances: instances.collect(),
@@ -229,6 +231,7 @@ impl Known {
                 instance,
             });
             device.index = Some(index);
+            device.minor = self.minor;
             device.model.clone_from(&self.model);
             device.driver = driver.map(str::to_owned);
             device.pci.clone_from(&self.pci);

@@ -3,6 +3,8 @@
 use crate::{
     allocation::Held,
     id::{DeviceId, DeviceKey, Uuid},
+    merge,
+    sample::{Mig, Place},
 };
 
 /// What a device goes by.
@@ -11,8 +13,24 @@ pub(crate) struct Names<'a> {
     pub(crate) key: &'a DeviceKey,
     /// The driver's number of the whole GPU.
     pub(crate) index: Option<u32>,
-    /// Of an instance: `MIG-…` of each compute instance in it.
-    pub(crate) mig: &'a [Uuid],
+    /// Of the whole GPU's `/dev/nvidiaN`.
+    pub(crate) minor: Option<u32>,
+    /// Of an instance.
+    pub(crate) mig: Option<&'a Mig>,
+}
+
+impl Names<'_> {
+    fn has_uuid(&self, uuid: &Uuid) -> bool {
+        merge::mig_uuids(self.mig).any(|own| own == uuid)
+    }
+
+    fn lies_at(&self, profile: u32, start: u32) -> bool {
+        self.mig.and_then(|mig| mig.place) == Some(Place { profile, start })
+    }
+
+    fn has_slot(&self, slot: u32) -> bool {
+        self.mig.is_some_and(|mig| mig.slots.contains(&slot))
+    }
 }
 
 /// Whether what a container holds are GPUs of NVIDIA: other device plugins number their devices too.
@@ -43,21 +61,32 @@ pub(crate) fn old_mig(id: &str) -> Option<DeviceKey> {
     }
 }
 
-/// Whether a held device, as the kubelet calls it, is this one. Places among a GPU's MIG devices (`0:1`) are not resolved: no
-/// source tells them.
+/// Whether a held device, as the kubelet calls it, is this one. A number that no source tells is no other number: the device
+/// node's is not the index.
 pub(crate) fn matches(held: &DeviceId, device: &Names<'_>) -> bool {
     let whole = device.key.instance.is_none();
     match held {
         DeviceId::Gpu { uuid, .. } => whole && device.key.uuid == *uuid,
-        DeviceId::Mig { uuid, .. } => whole && device.key.uuid == *uuid || device.mig.contains(uuid),
+        DeviceId::Mig { uuid, .. } => whole && device.key.uuid == *uuid || device.has_uuid(uuid),
         DeviceId::MigOf { parent, instance, .. } => {
             device.key.uuid == *parent && device.key.instance == Some(*instance)
         }
         DeviceId::Index { index, mig: None, .. } => whole && device.index == Some(*index),
+        DeviceId::Index {
+            index,
+            mig: Some(slot),
+            ..
+        } => !whole && device.index == Some(*index) && device.has_slot(*slot),
         DeviceId::Minor { minor, instance, .. } => {
-            device.index == Some(*minor) && device.key.instance == *instance
+            device.minor == Some(*minor) && device.key.instance == *instance
         }
-        DeviceId::Index { mig: Some(_), .. } | DeviceId::Slice { .. } | DeviceId::Other(_) => false,
+        DeviceId::Slice {
+            minor,
+            profile_id,
+            start,
+            ..
+        } => device.minor == Some(*minor) && device.lies_at(*profile_id, *start),
+        DeviceId::Other(_) => false,
     }
 }
 
@@ -76,16 +105,26 @@ mod tests {
             instance: Some(9),
             ..whole.clone()
         };
-        let mig = [Uuid::new("MIG-4c9a2f2c-5dc9-5b39-9d1a-6a2d1dc6a1c1")];
+        let mig = Mig {
+            uuid: Some(Uuid::new("MIG-4c9a2f2c-5dc9-5b39-9d1a-6a2d1dc6a1c1")),
+            place: Some(Place {
+                profile: 19,
+                start: 4,
+            }),
+            slots: vec![1],
+            ..Mig::default()
+        };
         let whole = Names {
             key: &whole,
             index: Some(2),
-            mig: &[],
+            minor: Some(5),
+            mig: None,
         };
         let cut = Names {
             key: &cut,
             index: Some(2),
-            mig: &mig,
+            minor: Some(5),
+            mig: Some(&mig),
         };
         let lower = gpu.to_ascii_lowercase();
         for id in [
@@ -94,9 +133,9 @@ mod tests {
             &format!("{gpu}::3"),
             "2",
             "2::0",
-            "nvidia2",
-            "nvidia2/vgpu1",
-            "gpu-2",
+            "nvidia5",
+            "nvidia5/vgpu1",
+            "gpu-5",
         ] {
             let held = DeviceId::parse(id);
             assert!(matches(&held, &whole), "{id}");
@@ -105,8 +144,13 @@ mod tests {
         for id in [
             &format!("MIG-{gpu}/9/0"),
             "mig-4C9A2f2c-5dc9-5b39-9d1a-6a2d1dc6a1c1::1",
-            "nvidia2/gi9",
-            "nvidia2/gi9/vgpu0",
+            "nvidia5/gi9",
+            "nvidia5/gi9/vgpu0",
+            "2:1",
+            "2:1::3",
+            "gpu-5-mig-1g5gb-19-4",
+            "gpu-5-mig-1g10gb-me-19-4",
+            "gpu-5-mig-19-4-1",
         ] {
             let held = DeviceId::parse(id);
             assert!(matches(&held, &cut), "{id}");
@@ -119,7 +163,14 @@ mod tests {
             "+2",
             "nvidia",
             "2/x",
-            "gpu-2-mig-9-0-1",
+            "gpu-2",
+            "nvidia2",
+            "nvidia2/gi9",
+            "2:9",
+            "gpu-5-mig-1g5gb-19-5",
+            "gpu-5-mig-1g5gb-14-4",
+            "gpu-2-mig-1g5gb-19-4",
+            "gpu-5-mig-9-0-1",
             "0000:3b:00.0",
             "é",
             "MIG-é",
@@ -127,6 +178,11 @@ mod tests {
         ] {
             let held = DeviceId::parse(id);
             assert!(!matches(&held, &whole) && !matches(&held, &cut), "{id}");
+        }
+        // What is not told is not taken for the index.
+        let unnumbered = Names { minor: None, ..whole };
+        for id in ["gpu-2", "nvidia2", "gpu-5"] {
+            assert!(!matches(&DeviceId::parse(id), &unnumbered), "{id}");
         }
     }
 

@@ -46,6 +46,8 @@ pub struct Device {
     pub key: DeviceKey,
     /// The driver's number of the whole GPU.
     pub index: Option<u32>,
+    /// Number of the whole GPU's device node, `/dev/nvidiaN`: mostly, but not always, the index.
+    pub minor: Option<u32>,
     /// Product name.
     pub model: Option<String>,
     /// Version of the driver.
@@ -71,6 +73,7 @@ impl Device {
         Self {
             key,
             index: None,
+            minor: None,
             model: None,
             driver: None,
             pci: None,
@@ -93,6 +96,19 @@ pub struct Mig {
     /// UUIDs of further compute instances in it. They share its memory and are not told apart: whoever holds one of them
     /// holds a part of the instance.
     pub others: Vec<Uuid>,
+    /// Where it lies.
+    pub place: Option<Place>,
+    /// Places of its compute instances among the MIG devices of the GPU, as NVML counts them.
+    pub slots: Vec<u32>,
+}
+
+/// What tells an instance from all others that a GPU can be cut into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Number of its profile, as `nvidia-smi mig -lgip` tells it.
+    pub profile: u32,
+    /// Its first memory slice.
+    pub start: u32,
 }
 
 /// A pod and container that an exporter names for a device.

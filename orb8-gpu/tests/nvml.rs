@@ -10,7 +10,7 @@ use std::{
 
 use orb8_fake_nvml::{
     config::{
-        Claim, Code, Config, Device, Event, Field, Memory, Mig, MigDevice, Process, Sample, Spoil,
+        Claim, Code, Config, Device, Event, Field, Memory, Mig, MigDevice, Placement, Process, Sample, Spoil,
         Utilization,
     },
     install::Fake,
@@ -846,6 +846,50 @@ fn instances_are_known_by_parent_and_id_and_counted_once() {
 }
 
 #[test]
+fn device_nodes_and_places_of_instances_are_told() {
+    let mut gpu = cut(0);
+    gpu.minor = Some(3);
+    for mig in &mut gpu.mig.as_mut().unwrap().devices {
+        mig.placement = Some(match mig.gpu_instance {
+            Some(1) => Placement {
+                profile: 9,
+                start: 4,
+                size: 4,
+            },
+            _ => Placement {
+                profile: 19,
+                start: 2,
+                size: 1,
+            },
+        });
+    }
+    let snapshot = sample_of(&node(vec![gpu.clone()]));
+    clean(&snapshot);
+    assert!(snapshot.devices.iter().all(|device| device.minor == Some(3)));
+    let mig = |number| device(&snapshot, &key(0, Some(number))).mig.clone().unwrap();
+    let (large, small) = (mig(1), mig(5));
+    assert_eq!(
+        large.place.map(|place| (place.profile, place.start)),
+        Some((9, 4))
+    );
+    assert_eq!(
+        small.place.map(|place| (place.profile, place.start)),
+        Some((19, 2))
+    );
+    assert_eq!((large.slots, small.slots), (vec![0, 1], vec![4]));
+
+    // Who may not see where an instance lies sees the rest, and is not told that something is amiss: few need it.
+    gpu.minor = None;
+    gpu.errors = errors(&[("nvmlDeviceGetGpuInstanceById", "NO_PERMISSION")]);
+    let snapshot = sample_of(&node(vec![gpu]));
+    clean(&snapshot);
+    let small = device(&snapshot, &key(0, Some(5)));
+    assert_eq!((small.minor, small.trouble.as_deref()), (None, None));
+    assert_eq!(small.mig.as_ref().unwrap().place, None);
+    assert_eq!(small.readings.memory_total, Some(5 * GIB));
+}
+
+#[test]
 fn who_may_not_list_a_whole_gpu_lists_its_instances() {
     let refused = ["Compute", "Graphics", "MPSCompute"].map(|kind| {
         (
@@ -924,7 +968,11 @@ fn an_instance_without_id_is_counted_and_one_without_name_is_kept() {
     rejected(&snapshot, "no GPU instance id");
     assert_eq!(snapshot.devices.len(), 2);
     let small = device(&snapshot, &key(0, Some(5)));
-    assert_eq!(small.mig, Some(sample::Mig::default()));
+    let nameless = sample::Mig {
+        slots: vec![4],
+        ..sample::Mig::default()
+    };
+    assert_eq!(small.mig, Some(nameless));
     assert_eq!(small.readings.memory_total, Some(5 * GIB));
 }
 
@@ -1241,6 +1289,7 @@ fn the_structs_of_the_fake_are_those_of_the_bindings() {
             size_of::<real::nvmlProcessInfo_v2_t>(),
             size_of::<real::nvmlProcessUtilizationSample_t>(),
             size_of::<real::nvmlFieldValue_t>(),
+            size_of::<real::nvmlGpuInstanceInfo_t>(),
             size_of::<real::nvmlEventData_t>(),
         ]
     );

@@ -2,7 +2,7 @@
 
 use super::text::Sample;
 use crate::{
-    id::{DeviceKey, Uuid},
+    id::{DeviceId, DeviceKey, Uuid},
     sample::Claim,
 };
 
@@ -114,6 +114,7 @@ pub(super) fn owner(sample: &Sample<'_>) -> Owner {
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     pub(super) index: Option<u32>,
+    pub(super) minor: Option<u32>,
     pub(super) model: Option<String>,
     pub(super) driver: Option<String>,
     pub(super) pci: Option<String>,
@@ -124,8 +125,14 @@ pub(super) struct Facts {
 pub(super) fn facts(sample: &Sample<'_>) -> Facts {
     let fact = |names: &[&str]| first(sample, names).and_then(text);
     let index = first(sample, &["gpu", "GPU"]).or_else(|| sample.label("device")?.strip_prefix("nvidia"));
+    // Where devices are allocated dynamically, their names hold the number of the device node; `device` holds the index.
+    let minor = match sample.label("dra_device_name").map(DeviceId::parse) {
+        Some(DeviceId::Minor { minor, .. } | DeviceId::Slice { minor, .. }) => Some(minor),
+        _ => None,
+    };
     Facts {
         index: index.and_then(|index| index.parse().ok()),
+        minor,
         model: fact(&["modelName", "model_name"]),
         driver: fact(&["DCGM_FI_DRIVER_VERSION"]),
         pci: fact(&["pci_bus_id"]),
@@ -223,6 +230,22 @@ mod tests {
             claim(&old),
             Some(("ml".to_owned(), "a".to_owned(), "main".to_owned()))
         );
+    }
+
+    #[test]
+    fn names_of_dynamic_allocation_tell_the_device_node() {
+        let minor = |labels: &str| with(labels, facts).minor;
+        assert_eq!(
+            minor(r#"gpu="0",device="nvidia0",dra_device_name="gpu-3""#),
+            Some(3)
+        );
+        assert_eq!(
+            minor(r#"gpu="0",dra_device_name="gpu-3-mig-1g5gb-19-4""#),
+            Some(3)
+        );
+        // DCGM's own number, whatever it is called.
+        assert_eq!(minor(r#"gpu="0",device="nvidia0""#), None);
+        assert_eq!(minor(r#"gpu="0",dra_device_name="gpu-vfio-3""#), None);
     }
 
     #[test]

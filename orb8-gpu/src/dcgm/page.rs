@@ -248,6 +248,7 @@ impl Draft {
             }
         }
         take(&mut self.facts.index, &facts.index);
+        take(&mut self.facts.minor, &facts.minor);
         take(&mut self.facts.model, &facts.model);
         take(&mut self.facts.driver, &facts.driver);
         take(&mut self.facts.pci, &facts.pci);
@@ -339,13 +340,13 @@ impl Draft {
             }
         }
         device.index = self.facts.index;
+        device.minor = self.facts.minor;
         device.model = self.facts.model;
         device.driver = self.facts.driver;
         device.pci = self.facts.pci;
         device.mig = device.key.instance.map(|_| Mig {
-            uuid: None,
             profile: self.facts.profile,
-            others: Vec::new(),
+            ..Mig::default()
         });
         device.claims = self.claims.into_iter().collect();
         device

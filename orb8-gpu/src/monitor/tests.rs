@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     owners::PodDetails,
-    sample::{Device, Process, Readings},
+    sample::{Device, Place, Process, Readings},
     span,
 };
 
@@ -312,7 +312,7 @@ fn instances_have_their_use_and_the_gpu_the_rest() {
             device.mig = Some(Mig {
                 uuid: Some(Uuid::new(uuid)),
                 profile: Some("1g.10gb".to_owned()),
-                others: Vec::new(),
+                ..Mig::default()
             });
             device.readings.profile.graphics_active = Some(share);
             device.readings.memory_used = Some(1 << 30);
@@ -337,6 +337,115 @@ fn instances_have_their_use_and_the_gpu_the_rest() {
     );
     assert_eq!((two.method(), two.utilization), (GpuMethod::Mig, Some(0.5)));
     assert_eq!(readings(&devices[1]).power_watts, None, "the board's, once");
+}
+
+#[test]
+fn devices_of_dynamic_allocation_are_found_by_device_node_and_place() {
+    let mut monitor = monitor();
+    let gpu = |uuid: &str, index: u32, minor: Option<u32>| {
+        let mut device = used(key(uuid), 0.5);
+        (device.index, device.minor) = (Some(index), minor);
+        device
+    };
+    let mut cut = Device::new(instance(B, 9));
+    (cut.index, cut.minor) = (Some(1), Some(0));
+    cut.mig = Some(Mig {
+        place: Some(Place {
+            profile: 19,
+            start: 4,
+        }),
+        ..Mig::default()
+    });
+    // The driver numbers them the other way round.
+    let devices = vec![gpu(A, 0, Some(1)), gpu(B, 1, Some(0)), cut];
+    monitor.sample(snapshot(Source::Nvml, 1, devices), &Pods);
+    monitor.allocate(
+        allocations(
+            2,
+            &[
+                ("p1", &["gpu-1"]),
+                ("p2", &["gpu-0-mig-1g5gb-19-4"]),
+                ("p3", &["gpu-0-mig-1g5gb-19-0"]),
+            ],
+        ),
+        &Pods,
+    );
+    let devices = now(&monitor, 3);
+    let of = |pod: &str| {
+        let held = devices.iter().find(|device| {
+            let pods = device
+                .holders
+                .iter()
+                .map(|holder| &holder.owner.as_ref().unwrap().pod);
+            pods.into_iter().any(|name| name == pod)
+        });
+        let held = held.unwrap_or_else(|| panic!("{pod} is nowhere"));
+        (held.uuid.as_str(), held.mig.as_ref().map(|mig| mig.instance))
+    };
+    assert_eq!((of("p1"), of("p2")), ((A, None), (B, Some(9))));
+    assert_eq!(of("p3"), ("gpu-0-mig-1g5gb-19-0", None), "no source tells of it");
+
+    // Without the numbers of device nodes nobody knows: an index is another number.
+    let mut blind = super::tests::monitor();
+    blind.allocate(allocations(0, &[("p1", &["gpu-1"])]), &Pods);
+    blind.sample(
+        snapshot(Source::Dcgm, 1, vec![gpu(A, 0, None), gpu(B, 1, None)]),
+        &Pods,
+    );
+    let devices = now(&blind, 2);
+    assert!(devices[..2].iter().all(|device| device.holders.is_empty()));
+    assert_eq!(devices[2].uuid, "gpu-1");
+    assert!(
+        devices[2].trouble.contains("device node"),
+        "{}",
+        devices[2].trouble
+    );
+}
+
+#[test]
+fn an_index_names_the_device_that_has_it_now() {
+    let mut monitor = monitor();
+    for n in 0..4 {
+        // A is taken out after a while, and the driver counts anew.
+        let devices = if n < 2 {
+            vec![used(key(A), 0.5)]
+        } else {
+            vec![used(key(B), 0.25)]
+        };
+        monitor.sample(snapshot(Source::Nvml, n * STEP, devices), &Pods);
+        monitor.allocate(allocations(n * STEP + 1, &[("p1", &["0"])]), &Pods);
+    }
+    let devices = now(&monitor, 17);
+    assert_eq!(devices.len(), 1, "{devices:#?}");
+    assert_eq!(
+        (devices[0].uuid.as_str(), holder(&devices[0], "p1").utilization),
+        (B, Some(0.25))
+    );
+
+    // Two that are told at once with one number: nobody knows which.
+    monitor.sample(
+        snapshot(Source::Nvml, 20, vec![used(key(A), 0.5), used(key(B), 0.5)]),
+        &Pods,
+    );
+    let devices = now(&monitor, 21);
+    let held: Vec<&str> = devices
+        .iter()
+        .filter(|device| !device.holders.is_empty())
+        .map(|device| device.uuid.as_str())
+        .collect();
+    assert_eq!(held, ["0"], "{devices:#?}");
+
+    // NVML's numbers go before an exporter's.
+    monitor.sample(snapshot(Source::Nvml, 25, vec![used(key(A), 0.5)]), &Pods);
+    monitor.sample(snapshot(Source::Dcgm, 26, vec![used(key(B), 0.5)]), &Pods);
+    let devices = now(&monitor, 27);
+    let of_a = devices.iter().find(|device| device.uuid == A).unwrap();
+    holder(of_a, "p1");
+    assert!(
+        devices
+            .iter()
+            .all(|device| device.uuid == A || device.holders.is_empty())
+    );
 }
 
 #[test]

@@ -163,6 +163,9 @@ impl<'a> Gpu<'a> {
         whole.pci = self
             .ask("PCI id", || call::pci(nvml, handle))
             .or_else(|| known.and_then(|known| known.pci.clone()));
+        whole.minor = self
+            .ask("number of the device node", || Ok(handle.minor_number()?))
+            .or_else(|| known.and_then(|known| known.minor));
         whole.readings = self.readings();
 
         let (cut, instances) = mig::instances(self);
@@ -198,6 +201,7 @@ impl<'a> Gpu<'a> {
             instance: Some(id),
         });
         device.index = whole.index;
+        device.minor = whole.minor;
         device.model.clone_from(&whole.model);
         device.driver.clone_from(&whole.driver);
         device.pci.clone_from(&whole.pci);

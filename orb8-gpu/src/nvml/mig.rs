@@ -9,9 +9,10 @@ use super::{
 };
 use crate::{
     id::Uuid,
-    sample::{Mig, Readings},
+    sample::{Mig, Place, Readings},
 };
 use nvml_wrapper::error::{nvml_sym, nvml_try};
+use nvml_wrapper_sys::bindings::{nvmlGpuInstanceInfo_t, nvmlGpuInstancePlacement_t};
 
 /// A GPU instance.
 #[derive(Default)]
@@ -87,7 +88,8 @@ fn add<'a>(
         instance.mig = Mig {
             uuid,
             profile,
-            others: Vec::new(),
+            place: place(gpu, id),
+            ..Mig::default()
         };
     } else {
         join(&mut instance.mig, uuid, profile.as_deref());
@@ -96,7 +98,30 @@ fn add<'a>(
         // Compute instances share the memory of their GPU instance: it is counted once.
         gpu.memory(&device, "memory of a MIG device", &mut instance.readings);
     }
+    instance.mig.slots.push(index);
     instance.handles.push(device);
+}
+
+/// Where an instance lies. It takes root, and only names of dynamic resource allocation need it: without it nothing is amiss.
+fn place(gpu: &Gpu<'_>, id: u32) -> Option<Place> {
+    let lib = gpu.nvml.lib();
+    let by_id = lib.nvmlDeviceGetGpuInstanceById.as_ref().ok()?;
+    let get = lib.nvmlGpuInstanceGetInfo.as_ref().ok()?;
+    let mut handle = std::ptr::null_mut();
+    // SAFETY: the GPU's handle is of this library, and `handle` is valid for a write.
+    nvml_try(unsafe { by_id(raw(gpu.handle), id, &raw mut handle) }).ok()?;
+    let mut info = nvmlGpuInstanceInfo_t {
+        device: std::ptr::null_mut(),
+        id: u32::MAX,
+        profileId: 0,
+        placement: nvmlGpuInstancePlacement_t { start: 0, size: 0 },
+    };
+    // SAFETY: the handle is of this library, and `info` is valid for a write.
+    nvml_try(unsafe { get(handle, &raw mut info) }).ok()?;
+    (info.id == id).then_some(Place {
+        profile: info.profileId,
+        start: info.placement.start,
+    })
 }
 
 /// A further compute instance of a GPU instance.

@@ -64,6 +64,8 @@ pub struct Device {
     pub name: Option<String>,
     /// Bus id such as `00000000:07:00.0`.
     pub pci: Option<String>,
+    /// Of `/dev/nvidiaN`.
+    pub minor: Option<u32>,
     /// It fell off the bus: everything fails with `GPU_IS_LOST`, getting its handle included.
     pub lost: bool,
     /// Functions that fail for this GPU, by name; `*` stands for all but getting its handle.
@@ -180,8 +182,22 @@ pub struct MigDevice {
     pub name: Option<String>,
     /// Of the GPU instance.
     pub memory: Option<Memory>,
+    /// Of the GPU instance: which profile it has, and where it lies.
+    pub placement: Option<Placement>,
     /// Functions that fail for it, by name.
     pub errors: BTreeMap<String, Code>,
+}
+
+/// Where a GPU instance lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Placement {
+    /// Number of its profile, as `nvidia-smi mig -lgip` tells it.
+    pub profile: u32,
+    /// First memory slice.
+    pub start: u32,
+    /// Memory slices.
+    pub size: u32,
 }
 
 /// A process on a GPU.

@@ -24,8 +24,8 @@ use std::{
 use crate::{
     config::{Field, Process, Spoil},
     layout::{
-        ARGUMENT_VERSION_MISMATCH, CLOCK_MEMORY, CLOCK_SM, EVENT_XID, EventData, FieldValue, Handle,
-        INSUFFICIENT_SIZE, INVALID_ARGUMENT, Memory, MemoryV2, NO_INSTANCE, NO_VALUE, NOT_FOUND,
+        ARGUMENT_VERSION_MISMATCH, CLOCK_MEMORY, CLOCK_SM, EVENT_XID, EventData, FieldValue, GpuInstanceInfo,
+        Handle, INSUFFICIENT_SIZE, INVALID_ARGUMENT, Memory, MemoryV2, NO_INSTANCE, NO_VALUE, NOT_FOUND,
         NOT_SUPPORTED, PciInfo, ProcessSample, ProcessV1, ProcessV2, RETURNS, Return, SUCCESS, TIMEOUT,
         TYPE_DOUBLE, TYPE_UINT, TYPE_ULONGLONG, UNINITIALIZED, Utilization,
     },
@@ -480,6 +480,63 @@ pub unsafe extern "C" fn nvmlDeviceGetGpuInstanceId(handle: Handle, id: *mut c_u
             .ok_or(NOT_SUPPORTED)?;
         // SAFETY: the caller vouches for the place.
         unsafe { put(id, told) }
+    }))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMinorNumber(handle: Handle, minor: *mut c_uint) -> Return {
+    done(device("nvmlDeviceGetMinorNumber", handle).and_then(|asked| {
+        // SAFETY: the caller vouches for the place.
+        unsafe { put(minor, asked.whole()?.minor.ok_or(NOT_SUPPORTED)?) }
+    }))
+}
+
+/// The handle of a GPU instance is that of the MIG device whose index is the instance's id: both are only looked up.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetGpuInstanceById(
+    handle: Handle,
+    id: c_uint,
+    found: *mut Handle,
+) -> Return {
+    done(device("nvmlDeviceGetGpuInstanceById", handle).and_then(|asked| {
+        let mig = asked.whole()?.mig.as_ref().ok_or(NOT_SUPPORTED)?;
+        if !mig.devices.iter().any(|device| device.gpu_instance == Some(id)) {
+            return Err(NOT_FOUND);
+        }
+        let of = Target {
+            device: asked.target.device,
+            mig: Some(id),
+        };
+        // SAFETY: the caller vouches for the place.
+        unsafe { put(found, of.handle()) }
+    }))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlGpuInstanceGetInfo(instance: Handle, info: *mut GpuInstanceInfo) -> Return {
+    done(system("nvmlGpuInstanceGetInfo").and_then(|config| {
+        let target = Target::of(instance).ok_or(INVALID_ARGUMENT)?;
+        let id = target.mig.ok_or(INVALID_ARGUMENT)?;
+        let device = config
+            .devices
+            .get(target.device as usize)
+            .ok_or(INVALID_ARGUMENT)?;
+        let placement = device
+            .mig
+            .iter()
+            .flat_map(|mig| &mig.devices)
+            .filter(|mig| mig.gpu_instance == Some(id))
+            .find_map(|mig| mig.placement)
+            .ok_or(NOT_SUPPORTED)?;
+        let found = GpuInstanceInfo {
+            device: Target { mig: None, ..target }.handle(),
+            id,
+            profile: placement.profile,
+            start: placement.start,
+            size: placement.size,
+        };
+        // SAFETY: the caller vouches for the place.
+        unsafe { put(info, found) }
     }))
 }
 

@@ -145,6 +145,16 @@ pub struct FieldValue {
     pub(crate) value: [u8; 8],
 }
 
+/// `nvmlGpuInstanceInfo_t`, whose placement are its last two numbers.
+#[repr(C)]
+pub struct GpuInstanceInfo {
+    pub(crate) device: Handle,
+    pub(crate) id: c_uint,
+    pub(crate) profile: c_uint,
+    pub(crate) start: c_uint,
+    pub(crate) size: c_uint,
+}
+
 /// `nvmlEventData_t`.
 #[repr(C)]
 pub struct EventData {
@@ -165,5 +175,6 @@ const _: () = {
     assert!(size_of::<ProcessV2>() == 24);
     assert!(size_of::<ProcessSample>() == 32);
     assert!(size_of::<FieldValue>() == 40);
+    assert!(size_of::<GpuInstanceInfo>() == 24);
     assert!(size_of::<EventData>() == 32);
 };

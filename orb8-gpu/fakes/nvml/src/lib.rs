@@ -11,11 +11,12 @@ mod layout;
 mod state;
 
 /// Sizes of the structs, to be compared with those of other bindings: utilisation, memory (1 and 2), PCI, process (1 and 2),
-/// sample of a process, field value, event.
+/// sample of a process, field value, GPU instance, event.
 #[must_use]
-pub const fn sizes() -> [usize; 9] {
+pub const fn sizes() -> [usize; 10] {
     use layout::{
-        EventData, FieldValue, Memory, MemoryV2, PciInfo, ProcessSample, ProcessV1, ProcessV2, Utilization,
+        EventData, FieldValue, GpuInstanceInfo, Memory, MemoryV2, PciInfo, ProcessSample, ProcessV1,
+        ProcessV2, Utilization,
     };
     [
         size_of::<Utilization>(),
@@ -26,6 +27,7 @@ pub const fn sizes() -> [usize; 9] {
         size_of::<ProcessV2>(),
         size_of::<ProcessSample>(),
         size_of::<FieldValue>(),
+        size_of::<GpuInstanceInfo>(),
         size_of::<EventData>(),
     ]
 }

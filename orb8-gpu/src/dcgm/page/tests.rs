@@ -262,9 +262,8 @@ fn an_instances_key_is_its_gpu_and_its_id() {
     assert_eq!(
         seven.mig,
         Some(Mig {
-            uuid: None,
             profile: Some("1g.5gb".to_owned()),
-            others: Vec::new()
+            ..Mig::default()
         })
     );
     let two = device(&snapshot, &key("GPU-a", Some(2)));
