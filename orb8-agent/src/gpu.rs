@@ -22,11 +22,7 @@ use std::{
 };
 
 use orb8_gpu::{
-    Limits, Monitor, Owners,
-    allocation::Allocations,
-    driver,
-    nvml::XidEvent,
-    sample::{Snapshot, Source},
+    Foreign, Limits, Monitor, Owners, allocation::Allocations, driver, nvml::XidEvent, sample::Snapshot,
 };
 use orb8_proto::v1;
 use tokio::task::JoinHandle;
@@ -96,6 +92,32 @@ pub(crate) enum Asked {
     Failed(String),
 }
 
+/// That GPUs of other nodes were told of; none: there were none.
+fn strangers(foreign: &[Foreign]) -> Option<String> {
+    const NAMED: usize = 4;
+    let gpus: usize = foreign.iter().map(|foreign| foreign.uuids.len()).sum();
+    let first = foreign.iter().flat_map(|foreign| &foreign.uuids).next()?;
+    let mut hosts: Vec<&str> = foreign
+        .iter()
+        .filter_map(|foreign| foreign.host.as_deref())
+        .collect();
+    let more = if hosts.len() > NAMED { " and others" } else { "" };
+    hosts.truncate(NAMED);
+    let of = if hosts.is_empty() {
+        "another node, which the page does not name,".to_owned()
+    } else {
+        format!("{}{more}", hosts.join(", "))
+    };
+    let each = match gpus {
+        1 => format!("a GPU of {of} ({first}), which is none of this node's"),
+        gpus => format!("{gpus} GPUs of {of} (such as {first}), which are none of this node's"),
+    };
+    Some(format!(
+        "the page of dcgm-exporter tells of {each}: let gpu_dcgm_url lead to this node's own exporter, not to a name that \
+         stands for those of several nodes"
+    ))
+}
+
 /// What is known of the node's GPUs.
 ///
 /// The monitor's lock is taken before that of names.
@@ -106,6 +128,8 @@ pub(crate) struct Gpus {
     pub(crate) live: GpuLive,
     /// Errors so far, by UUID and number.
     errors: Mutex<BTreeMap<(String, u32), u64>>,
+    /// What the exporter's page told of other nodes' GPUs, beside this node's.
+    strangers: Mutex<Option<String>>,
     /// How holders' cgroups were held up.
     pub(crate) strains: Mutex<strain::Strains>,
     /// Calls of the CUDA libraries.
@@ -125,6 +149,7 @@ impl Gpus {
             sources: Mutex::new(BTreeMap::new()),
             live: GpuLive::new(buffer),
             errors: Mutex::new(BTreeMap::new()),
+            strangers: Mutex::new(None),
             strains: Mutex::default(),
             cuda: Cuda::default(),
             options,
@@ -226,12 +251,27 @@ impl Gpus {
         self.options.interval
     }
 
-    /// Takes in a sample. Cost: a look at /proc for each process on a device.
-    pub(crate) fn sampled(&self, mut snapshot: Snapshot, owners: &dyn Owners) {
-        if snapshot.source == Source::Dcgm {
-            // An exporter does not tell the numbers of device nodes, by which some device plugins name devices.
-            driver::number(&mut snapshot.devices, &driver::gpus(&self.options.driver));
+    /// Takes in an exporter's page, as far as it is this node's.
+    pub(crate) fn scraped(&self, mut snapshot: Snapshot, owners: &dyn Owners) -> Asked {
+        let gpus = driver::gpus(&self.options.driver);
+        let foreign = lock(&self.monitor).own(&mut snapshot, &gpus, owners);
+        let note = strangers(&foreign);
+        let is_all = !foreign.is_empty() && snapshot.devices.is_empty();
+        let partly = note.clone().filter(|_| !is_all);
+        let before = std::mem::replace(&mut *lock(&self.strangers), partly);
+        match note {
+            Some(note) if is_all => return Asked::Failed(note),
+            Some(note) if before.is_none() => warn!(note, "GPUs: some are left out"),
+            _ => {}
         }
+        // An exporter does not tell the numbers of device nodes, by which some device plugins name devices.
+        driver::number(&mut snapshot.devices, &gpus);
+        self.sampled(snapshot, owners);
+        Asked::Answered
+    }
+
+    /// Takes in a sample. Cost: a look at /proc for each process on a device.
+    pub(crate) fn sampled(&self, snapshot: Snapshot, owners: &dyn Owners) {
         if let Some(reason) = &snapshot.first_rejected {
             debug!(
                 source = snapshot.source.name(),
@@ -354,7 +394,7 @@ impl Gpus {
         let counted = lock(&self.monitor).counted();
         let missed = self.live.missed();
         let cuda = self.cuda.ledger();
-        if counted.samples == 0 && counted.allocations == 0 {
+        if counted.samples == 0 && counted.allocations == 0 && counted.foreign == 0 {
             return cuda;
         }
         let row = |stage: &str, unit: &str, counted: u64, lost: u64, advice: &str| {
@@ -394,6 +434,16 @@ impl Gpus {
                 "a client took live events too slowly; raise stream_buffer",
             ),
         ];
+        if counted.foreign > 0 {
+            rows.push(row(
+                "nodes",
+                "devices",
+                counted.devices,
+                counted.foreign,
+                "an exporter's page told of GPUs of other nodes, which were left out: let gpu_dcgm_url lead to the exporter of \
+                 the agent's own node",
+            ));
+        }
         rows.extend(cuda);
         rows
     }

@@ -189,6 +189,45 @@ async fn an_exporter_and_the_kubelet_name_the_holder() {
     assert!(row.lost >= 1 && !row.advice.is_empty(), "{row:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_another_node_is_refused_and_said() {
+    // The exporter's service led to another node's exporter.
+    let exporter = Exporter::local(Page::Text(EXAMPLE.to_owned())).unwrap();
+    let fake = Fake::new(&Config {
+        devices: vec![Device {
+            uuid: Some("GPU-0000".to_owned()),
+            utilization: Some(Utilization { gpu: 50, memory: 0 }),
+            ..Device::default()
+        }],
+        ..Config::default()
+    })
+    .unwrap();
+    let mut settings = nowhere();
+    settings.gpu_dcgm_url = exporter.url().parse().unwrap();
+    settings.gpu_nvml = NvmlLibrary::At(fake.library());
+    let agent = GpuAgent::start(&settings);
+    let (devices, summary) = until(&agent, |devices, summary| {
+        !devices.is_empty() && source(summary, "dcgm").0 == State::Failed
+    })
+    .await;
+    let uuids: Vec<&str> = devices.iter().map(|device| device.uuid.as_str()).collect();
+    assert_eq!(uuids, ["GPU-0000"]);
+    let (_, reason) = source(&summary, "dcgm");
+    for part in ["node-1", "3 GPUs", L40S, "gpu_dcgm_url"] {
+        assert!(reason.contains(part), "{part}: {reason}");
+    }
+    let row = summary.ledger.iter().find(|row| row.stage == "nodes").unwrap();
+    assert!(row.lost >= 3 && row.advice.contains("gpu_dcgm_url"), "{row:?}");
+    assert_eq!(source(&summary, "cuda").0, State::Off);
+
+    // A page of several nodes: this node's part is taken.
+    let own = "DCGM_FI_DEV_GPU_UTIL{gpu=\"0\",UUID=\"GPU-0000\",Hostname=\"exporter-a\"} 70\n";
+    exporter.serve(vec![Page::Text(format!("{EXAMPLE}{own}"))]);
+    let (_, summary) = until(&agent, |_, summary| source(summary, "dcgm").0 == State::Active).await;
+    let note = summary.notes.iter().find(|note| note.contains("node-1"));
+    assert!(note.is_some(), "{:?}", summary.notes);
+}
+
 /// A process that ends with the test.
 struct Sleeper(Child);
 

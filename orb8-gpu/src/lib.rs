@@ -9,6 +9,7 @@ mod answer;
 mod attribution;
 pub mod dcgm;
 pub mod driver;
+mod foreign;
 mod history;
 pub mod id;
 pub mod kubelet;
@@ -22,6 +23,7 @@ mod span;
 mod xid;
 
 pub use answer::{Answer, IdleSpan, QueryError, Totals, goes_by};
+pub use foreign::Foreign;
 pub use monitor::{Counted, Limits, Monitor};
 pub use owners::{Owner, Owners, PodDetails};
 pub use xid::meaning;

@@ -245,6 +245,7 @@ fn agreed(key: DeviceKey, mut group: Vec<Device>, refused: &mut u64) -> Device {
         model: all!(model),
         driver: all!(driver),
         pci: all!(pci),
+        host: None,
         mig: all!(mig),
         readings,
         processes: all!(processes),

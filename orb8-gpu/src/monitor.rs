@@ -10,6 +10,8 @@ use orb8_proto::v1::{GpuEvent, GpuSource};
 use crate::{
     allocation::{Allocations, Held},
     answer,
+    driver::Gpu,
+    foreign::{self, Foreign},
     history::{COUNTERS, Counter, Hold, Says, Series, Timeline, Use},
     id::{DeviceId, DeviceKey, Uuid},
     merge::{self, Aliases, Identity, Part, SOURCES, Told},
@@ -59,6 +61,8 @@ pub struct Counted {
     pub rejected: u64,
     /// Devices, processes and holders beyond the limits.
     pub refused: u64,
+    /// GPUs of other nodes that an exporter's page told of, each once a page.
+    pub foreign: u64,
     /// Answers of the kubelet.
     pub allocations: u64,
     /// XID errors that were told.
@@ -299,6 +303,32 @@ impl Monitor {
     /// What is older than this was before, and tells nothing of now: three samples, and a second for their delay.
     pub(crate) const fn max_age(&self) -> Nanos {
         self.interval.saturating_mul(3).saturating_add(1_000_000_000)
+    }
+
+    /// Takes GPUs of other nodes out of an exporter's sample, and counts them. `gpus`: this node's, as its driver tells them.
+    pub fn own(&mut self, snapshot: &mut Snapshot, gpus: &[Gpu], owners: &dyn Owners) -> Vec<Foreign> {
+        if snapshot.source != Source::Dcgm {
+            return Vec::new();
+        }
+        let nvml = merge::number(Source::Nvml);
+        let told = self.devices.iter().filter(|(key, known)| {
+            let is_of_nvml = !known.series[nvml].is_empty();
+            is_of_nvml && !merge::is_mig(&key.uuid)
+        });
+        let own = told
+            .map(|(key, _)| &key.uuid)
+            .chain(gpus.iter().filter_map(|gpu| gpu.uuid.as_ref()))
+            .cloned()
+            .collect();
+        let is_elsewhere = |host: &str| owners.is_elsewhere(host);
+        let foreign = foreign::take(&mut snapshot.devices, &own, &self.node, is_elsewhere);
+        for uuid in foreign.iter().flat_map(|foreign| &foreign.uuids) {
+            self.counted.foreign += 1;
+            // Before that was known, they may have been taken in.
+            self.devices
+                .retain(|key, known| key.uuid != *uuid || !known.series[nvml].is_empty());
+        }
+        foreign
     }
 
     /// Takes in a sample. Whose its processes are is asked now. Returns XID errors that it shows for the first time.

@@ -9,6 +9,11 @@ pub trait Owners {
 
     /// What is known of a pod besides its names.
     fn pod(&self, namespace: &str, pod: &str, container: &str) -> Option<PodDetails>;
+
+    /// Whether a host name is for certain that of another node, or of a pod on one.
+    fn is_elsewhere(&self, _host: &str) -> bool {
+        false
+    }
 }
 
 /// A pod, beyond its names.

@@ -54,6 +54,8 @@ pub struct Device {
     pub driver: Option<String>,
     /// PCI bus id.
     pub pci: Option<String>,
+    /// Where an exporter says it is: the node's name, or the exporter's own, or another.
+    pub host: Option<String>,
     /// Of an instance.
     pub mig: Option<Mig>,
     /// What it does.
@@ -77,6 +79,7 @@ impl Device {
             model: None,
             driver: None,
             pci: None,
+            host: None,
             mig: None,
             readings: Readings::NONE,
             processes: None,

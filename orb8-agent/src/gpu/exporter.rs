@@ -39,9 +39,9 @@ pub(super) async fn follow(
             Ok(snapshot) => {
                 absences = 0;
                 let (gpus, owners) = (gpus.clone(), owners.clone());
-                let taken = tokio::task::spawn_blocking(move || gpus.sampled(snapshot, &*owners));
+                let taken = tokio::task::spawn_blocking(move || gpus.scraped(snapshot, &*owners));
                 match taken.await {
-                    Ok(()) => Asked::Answered,
+                    Ok(asked) => asked,
                     Err(error) => Asked::Failed(format!("its answer could not be taken in: {error}")),
                 }
             }

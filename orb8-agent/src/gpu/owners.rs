@@ -34,6 +34,11 @@ impl Owners for NodeOwners {
             workload: known.workload.as_deref().unwrap_or_default().to_owned(),
         })
     }
+
+    fn is_elsewhere(&self, host: &str) -> bool {
+        let cluster = self.0.membership.cluster();
+        cluster.is_some_and(|cluster| cluster.is_elsewhere(host))
+    }
 }
 
 /// Owners as a process without privileges sees them: by cgroup.

@@ -74,6 +74,7 @@ impl Gpus {
                 .notes
                 .push("GPUs are not looked for: the setting gpu is off.".to_owned());
         }
+        answer.summary.notes.extend(lock(&self.strangers).clone());
         answer.summary.ledger = self.ledger();
         Ok(answer)
     }

@@ -295,6 +295,20 @@ impl Cluster {
         self.read().nodes.contains_key(&self.node)
     }
 
+    /// Whether a host name is for certain another node's, or that of pods that all run on others. Cost: linear in pods.
+    #[must_use]
+    pub fn is_elsewhere(&self, host: &str) -> bool {
+        let state = self.read();
+        if *host == *self.node {
+            return false;
+        }
+        if state.nodes.contains_key(host) {
+            return true;
+        }
+        let mut pods = state.pods.values().filter(|pod| *pod.name == *host).peekable();
+        pods.peek().is_some() && pods.all(|pod| !pod.node.is_empty() && pod.node != self.node)
+    }
+
     /// Pods of our own node, those that ended not long ago included.
     #[must_use]
     pub fn own_pods(&self) -> Vec<Arc<Pod>> {
@@ -722,6 +736,33 @@ mod tests {
         assert!(is_node("192.0.2.3") && !is_node("192.0.2.1"));
         cluster.apply_node(&node("own", "192.0.2.4"));
         assert!(cluster.knows_own_node() && is_node("192.0.2.4"));
+    }
+
+    #[test]
+    fn a_host_is_elsewhere_if_it_is_another_node_or_a_pod_on_one() {
+        let cluster = Cluster::new("own", String::new(), String::new(), ClusterLimits::default());
+        for name in ["own", "other"] {
+            cluster.apply_node(&node(name, "192.0.2.1"));
+        }
+        let pod = |namespace: &str, name: &str, node: &str| {
+            let object = json!({
+                "metadata": {"uid": format!("{namespace}-{name}"), "namespace": namespace, "name": name},
+                "spec": {"nodeName": node},
+            });
+            let object: PodObject = serde_json::from_value(object).expect("a pod");
+            cluster.apply_pod(object, SECOND);
+        };
+        pod("gpu", "exporter-here", "own");
+        pod("gpu", "exporter-there", "other");
+        pod("a", "both", "own");
+        pod("b", "both", "other");
+        pod("gpu", "not-yet", "");
+        for host in ["other", "exporter-there"] {
+            assert!(cluster.is_elsewhere(host), "{host}");
+        }
+        for host in ["own", "exporter-here", "both", "not-yet", "localhost", ""] {
+            assert!(!cluster.is_elsewhere(host), "{host}");
+        }
     }
 
     /// What happens to a pod, one after the other.

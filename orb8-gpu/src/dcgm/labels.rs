@@ -118,6 +118,7 @@ pub(super) struct Facts {
     pub(super) model: Option<String>,
     pub(super) driver: Option<String>,
     pub(super) pci: Option<String>,
+    pub(super) host: Option<String>,
     pub(super) profile: Option<String>,
 }
 
@@ -136,6 +137,7 @@ pub(super) fn facts(sample: &Sample<'_>) -> Facts {
         model: fact(&["modelName", "model_name"]),
         driver: fact(&["DCGM_FI_DRIVER_VERSION"]),
         pci: fact(&["pci_bus_id"]),
+        host: fact(&["Hostname", "hostname"]),
         profile: fact(&["GPU_I_PROFILE"]),
     }
 }
@@ -230,6 +232,14 @@ mod tests {
             claim(&old),
             Some(("ml".to_owned(), "a".to_owned(), "main".to_owned()))
         );
+    }
+
+    #[test]
+    fn both_styles_of_labels_name_the_host() {
+        for labels in [r#"Hostname="n1""#, r#"hostname="n1""#] {
+            assert_eq!(with(labels, facts).host.as_deref(), Some("n1"), "{labels}");
+        }
+        assert_eq!(with(r#"gpu="0""#, facts).host, None);
     }
 
     #[test]

@@ -252,6 +252,7 @@ impl Draft {
         take(&mut self.facts.model, &facts.model);
         take(&mut self.facts.driver, &facts.driver);
         take(&mut self.facts.pci, &facts.pci);
+        take(&mut self.facts.host, &facts.host);
         take(&mut self.facts.profile, &facts.profile);
     }
 
@@ -344,6 +345,7 @@ impl Draft {
         device.model = self.facts.model;
         device.driver = self.facts.driver;
         device.pci = self.facts.pci;
+        device.host = self.facts.host;
         device.mig = device.key.instance.map(|_| Mig {
             profile: self.facts.profile,
             ..Mig::default()

@@ -449,6 +449,44 @@ fn an_index_names_the_device_that_has_it_now() {
 }
 
 #[test]
+fn a_page_of_another_node_is_not_this_nodes() {
+    let mut monitor = monitor();
+    let page = |seconds: u64, devices: &[&str]| {
+        let devices = devices.iter().map(|uuid| {
+            let mut device = used(key(uuid), 0.5);
+            device.host = Some("exporter-x".to_owned());
+            device
+        });
+        snapshot(Source::Dcgm, seconds, devices.collect())
+    };
+    // Nobody knows yet.
+    let mut first = page(0, &[B]);
+    assert!(monitor.own(&mut first, &[], &Pods).is_empty());
+    monitor.sample(first, &Pods);
+    monitor.sample(snapshot(Source::Nvml, 1, vec![used(key(A), 0.25)]), &Pods);
+    let mut second = page(5, &[B]);
+    let foreign = monitor.own(&mut second, &[], &Pods);
+    assert_eq!(
+        (foreign.len(), foreign[0].host.as_deref()),
+        (1, Some("exporter-x"))
+    );
+    assert!(second.devices.is_empty());
+    assert_eq!(monitor.counted().foreign, 1);
+    let devices = during(&monitor, 0, 6);
+    assert_eq!(devices.len(), 1, "what was taken in is forgotten: {devices:#?}");
+    assert_eq!(devices[0].uuid, A);
+    // NVML goes away: the driver still tells which are this node's.
+    let gpus = [Gpu {
+        uuid: Some(Uuid::new(A.to_uppercase())),
+        pci: "0000:07:00.0".to_owned(),
+        minor: Some(0),
+    }];
+    let mut blind = super::tests::monitor();
+    assert_eq!(blind.own(&mut page(0, &[B]), &gpus, &Pods).len(), 1);
+    assert!(blind.own(&mut page(0, &[A]), &gpus, &Pods).is_empty());
+    assert!(blind.own(&mut page(0, &[A, B]), &gpus, &Pods).is_empty());
+}
+
 fn ids_match_without_regard_to_case() {
     let mut monitor = monitor();
     monitor.allocate(allocations(0, &[("p1", &[&A.to_uppercase()])]), &Pods);

@@ -105,6 +105,7 @@ fn a_page_becomes_a_device() {
             index: Some(3),
             model: Some("NVIDIA L40S".to_owned()),
             driver: Some("550.54.15".to_owned()),
+            host: Some("n".to_owned()),
             pci: Some("00000000:07:00.0".to_owned()),
             claims: vec![claim("train-0")],
             readings: Readings {
