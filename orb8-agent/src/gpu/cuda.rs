@@ -35,6 +35,13 @@ const MAX_ROWS: usize = 8192;
 /// Entries of the history of all of them: 48 bytes each.
 const MAX_HISTORY: usize = 65_536;
 
+/// Whose calls are counted.
+const CALLS: &str = "libcuda and libcudart of processes";
+/// Why none are, as a rule.
+const OFF: &str = "their probes are off, as they are unless the agent's setting gpu_cuda says otherwise";
+/// Why none are in an agent that has no probes at all.
+const NO_PROBES: &str = "it takes an agent, with probes, to count them";
+
 /// What is known of calls of the CUDA libraries.
 #[derive(Debug, Default)]
 pub(crate) struct Cuda {
@@ -143,11 +150,11 @@ impl Cuda {
     /// `/proc/PID/maps` of each process that starts, some times.
     pub(crate) fn start(core: &Arc<Core>, mode: Mode, features: Features, stop: CancellationToken) {
         let cuda = &core.gpus.cuda;
+        core.gpus.expect("cuda", CALLS.to_owned());
         if mode == Mode::Off {
+            core.gpus.asked("cuda", &super::Asked::Absent(OFF.to_owned()));
             return;
         }
-        core.gpus
-            .expect("cuda", "libcuda and libcudart of processes".to_owned());
         let options = CudaOptions {
             mode,
             ..CudaOptions::default()
@@ -177,6 +184,12 @@ impl Cuda {
                 );
             }
         }
+    }
+
+    /// Says that they are not counted, for this process loads no programs at all.
+    pub(super) fn go_without(gpus: &super::Gpus) {
+        gpus.expect("cuda", CALLS.to_owned());
+        gpus.asked("cuda", &super::Asked::Absent(NO_PROBES.to_owned()));
     }
 
     /// Detaches all programs.

@@ -11,7 +11,7 @@ use orb8_proto::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, transport::Channel};
 
-use super::{GpuOptions, Gpus, batches, owners::ProcOwners};
+use super::{Cuda, GpuOptions, Gpus, batches, owners::ProcOwners};
 use crate::{
     identity,
     in_process::{self, InProcess},
@@ -34,6 +34,7 @@ impl GpuAgent {
         let gpus = Arc::new(Gpus::new(&node, GpuOptions::of(settings), settings.stream_buffer));
         let owners: Arc<dyn Owners + Send + Sync> = Arc::new(ProcOwners(PathBuf::from(identity::PROC)));
         gpus.start(owners, &stop);
+        Cuda::go_without(&gpus);
         let (in_process, incoming) = InProcess::new();
         tokio::spawn(in_process::serve(Service { gpus }, incoming, stop.clone()));
         Self {

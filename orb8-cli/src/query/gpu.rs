@@ -89,11 +89,9 @@ impl Answer {
         Some(line)
     }
 
-    /// That CUDA calls are not counted, and why; nothing if they are. An agent whose probes are off may tell nothing of
-    /// them, and of many nodes it is not told which ones count: that there are no rows is not that there were no calls.
+    /// That CUDA calls are not counted, and why, as the agent says; nothing if they are. Of many nodes it is not told which
+    /// ones count: that there are no rows is not that there were no calls.
     pub(crate) fn no_calls(&self, many: bool) -> Option<String> {
-        const OFF: &str =
-            "their probes are off, as they are unless the agent's setting gpu_cuda says otherwise";
         if !self.calls.is_empty() {
             return None;
         }
@@ -110,7 +108,10 @@ impl Answer {
                     nodes => format!("the {nodes} nodes that answered"),
                 }
             )),
-            Some(_) | None => Some(format!("CUDA calls are not counted: {OFF}")),
+            Some(_) | None => Some(
+                "CUDA calls are not counted, as far as this agent tells; its setting gpu_cuda switches their probes on"
+                    .to_owned(),
+            ),
         }
     }
 
@@ -443,7 +444,7 @@ mod tests {
 
     #[test]
     fn no_rows_of_calls_are_not_no_calls() {
-        // Agents whose probes are off say nothing of them.
+        // Agents of before said nothing of probes that are off.
         let silent = empty(vec![source("nvml", State::Active, "")]);
         assert!(silent.no_calls(false).unwrap().contains("gpu_cuda"));
         let counting = empty(vec![source("cuda", State::Active, "")]);

@@ -102,6 +102,8 @@ pub(super) fn encode(snapshot: &MetricsSnapshot, encoder: &mut DescriptorEncoder
     let up: Samples<1, u64> = snapshot
         .gpu_sources
         .iter()
+        // One that is not asked does not fail to answer.
+        .filter(|source| source.name != "cuda" || source.state() != v1::State::Off)
         .map(|source| {
             let up = u64::from(source.state() == v1::State::Active);
             ([source.name.clone()], up)
