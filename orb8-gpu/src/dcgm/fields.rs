@@ -27,6 +27,33 @@ pub(super) fn is_missing(value: Value) -> bool {
         || FP64_BLANKS.contains(&number)
 }
 
+/// The name of a field that the first exporter, and later ones with its list of metrics, call otherwise.
+pub(super) fn current(name: &str) -> &str {
+    match name {
+        "dcgm_sm_clock" => "DCGM_FI_DEV_SM_CLOCK",
+        "dcgm_memory_clock" => "DCGM_FI_DEV_MEM_CLOCK",
+        "dcgm_memory_temp" => "DCGM_FI_DEV_MEMORY_TEMP",
+        "dcgm_gpu_temp" => "DCGM_FI_DEV_GPU_TEMP",
+        "dcgm_power_usage" => "DCGM_FI_DEV_POWER_USAGE",
+        "dcgm_total_energy_consumption" => "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION",
+        "dcgm_pcie_replay_counter" => "DCGM_FI_DEV_PCIE_REPLAY_COUNTER",
+        "dcgm_gpu_utilization" => "DCGM_FI_DEV_GPU_UTIL",
+        "dcgm_mem_copy_utilization" => "DCGM_FI_DEV_MEM_COPY_UTIL",
+        "dcgm_enc_utilization" => "DCGM_FI_DEV_ENC_UTIL",
+        "dcgm_dec_utilization" => "DCGM_FI_DEV_DEC_UTIL",
+        "dcgm_xid_errors" => "DCGM_FI_DEV_XID_ERRORS",
+        "dcgm_fb_free" => "DCGM_FI_DEV_FB_FREE",
+        "dcgm_fb_used" => "DCGM_FI_DEV_FB_USED",
+        "dcgm_nvlink_bandwidth_total" => "DCGM_FI_DEV_NVLINK_BANDWIDTH_TOTAL",
+        "dcgm_fi_prof_gr_engine_active" => "DCGM_FI_PROF_GR_ENGINE_ACTIVE",
+        "dcgm_fi_prof_pipe_tensor_active" => "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE",
+        "dcgm_fi_prof_dram_active" => "DCGM_FI_PROF_DRAM_ACTIVE",
+        "dcgm_fi_prof_pcie_tx_bytes" => "DCGM_FI_PROF_PCIE_TX_BYTES",
+        "dcgm_fi_prof_pcie_rx_bytes" => "DCGM_FI_PROF_PCIE_RX_BYTES",
+        name => name,
+    }
+}
+
 /// A field that [`Readings`] has a place for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Field {

@@ -143,7 +143,14 @@ pub(super) fn facts(sample: &Sample<'_>) -> Facts {
 }
 
 fn first<'a>(sample: &'a Sample<'_>, names: &[&str]) -> Option<&'a str> {
-    names.iter().find_map(|name| sample.label(name))
+    names
+        .iter()
+        .find_map(|name| sample.label(name).filter(|text| !is_blank(text)))
+}
+
+/// DCGM's blanks of text, such as `<<<NOT_SUPPORTED>>>`.
+fn is_blank(text: &str) -> bool {
+    text.starts_with("<<<") && text.ends_with(">>>")
 }
 
 fn text(label: &str) -> Option<String> {

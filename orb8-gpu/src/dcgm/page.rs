@@ -41,6 +41,8 @@ const MAX_NAME: usize = 128;
 /// A row with a timestamp is a federating Prometheus', which repeats values for so long after their end.
 const MAX_AGE: Duration = Duration::from_secs(300);
 
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// The page tells nothing of DCGM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the page holds no DCGM_FI_ metric: is it dcgm-exporter's, with its /metrics path?")]
@@ -55,6 +57,7 @@ pub struct NotDcgm;
 /// If the page holds no `DCGM_FI_` metric at all.
 pub fn read(page: &[u8], time: SystemTime) -> Result<Snapshot, NotDcgm> {
     let mut assembly = Assembly::default();
+    let page = page.strip_prefix(BYTE_ORDER_MARK).unwrap_or(page);
     let now = time
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
@@ -69,7 +72,10 @@ pub fn read(page: &[u8], time: SystemTime) -> Result<Snapshot, NotDcgm> {
             break;
         }
         let refuse = match text::sample(line) {
-            Ok(Some(sample)) => assembly.row(&sample, oldest).err(),
+            Ok(Some(mut sample)) => {
+                sample.name = fields::current(sample.name);
+                assembly.row(&sample, oldest).err()
+            }
             Ok(None) => None,
             Err(error) => Some(Refused(error.to_string())),
         };
@@ -208,6 +214,8 @@ struct Told {
     several: bool,
     /// The GPU's value, repeated with its instances: the last one, for DCGM may have measured in between.
     repeated: Option<Value>,
+    /// The same of rows with a pod.
+    repeated_for_pods: Option<Value>,
 }
 
 #[derive(Default, Clone, Copy, PartialEq)]
@@ -278,7 +286,10 @@ impl Draft {
             return Err(refused("has one value more than are read of a device"));
         }
         let told = self.values.entry(slot).or_default();
-        if repeated {
+        if repeated && owner.of_pod {
+            told.uid |= owner.uid;
+            told.repeated_for_pods = Some(sample.value);
+        } else if repeated {
             told.repeated = Some(sample.value);
         } else if owner.of_pod {
             told.several |= told.pods != Rows::None;
@@ -358,7 +369,10 @@ impl Draft {
 impl Told {
     /// The device's value, by the rules above.
     fn device(&self, per_process: bool, uids: bool) -> Result<Value, &'static str> {
-        match (self.own, self.pods, self.repeated) {
+        // A pod's row of an instance may be the GPU's value, or 0 for want of any.
+        let is_filled = |value: &Value| per_process && self.uid && value.number == 0.0;
+        let of_pods = self.repeated_for_pods.filter(|value| !is_filled(value));
+        match (self.own, self.pods, self.repeated.or(of_pods)) {
             (Rows::Agree(value), ..) => Ok(value),
             (Rows::Differ, ..) => Err("rows contradict one another"),
             (Rows::None, Rows::Agree(value), _) => {

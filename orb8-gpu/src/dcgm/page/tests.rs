@@ -520,6 +520,71 @@ fn through_a_prometheus_the_holder_is_the_exported_pod() {
 }
 
 #[test]
+fn texts_that_stand_for_nothing_are_no_names() {
+    // DCGM has blanks of text, too.
+    let (device, rejected) = only(&[
+        r#"DCGM_FI_DEV_GPU_UTIL{gpu="0",UUID="GPU-a",modelName="<<<NULL>>>",pci_bus_id="<<<NOT_FOUND>>>",DCGM_FI_DRIVER_VERSION="<<<NOT_SUPPORTED>>>"} 7"#,
+    ]);
+    assert_eq!((device.model, device.pci, device.driver), (None, None, None));
+    assert_eq!((device.readings.utilization, rejected), (Some(0.07), 0));
+    let snapshot = of(&[
+        r#"DCGM_FI_DEV_GPU_UTIL{gpu="0",UUID="<<<NOT_PERM>>>"} 7"#,
+        r#"DCGM_FI_DEV_GPU_UTIL{gpu="0",UUID="<<<NULL>>>"} 7"#,
+    ]);
+    assert_eq!(
+        (snapshot.devices.len(), snapshot.rejected),
+        (0, 2),
+        "{snapshot:?}"
+    );
+}
+
+#[test]
+fn names_of_the_first_exporter_are_those_of_fields() {
+    let (device, rejected) = only(&[
+        "# HELP dcgm_gpu_utilization GPU utilization (in %).",
+        r#"dcgm_gpu_utilization{gpu="0",uuid="GPU-a",pod_name="a",pod_namespace="ml",container_name="main"} 50"#,
+        r#"dcgm_fb_used{gpu="0",uuid="GPU-a",pod_name="a",pod_namespace="ml",container_name="main"} 3"#,
+        r#"dcgm_total_energy_consumption{gpu="0",uuid="GPU-a"} 2500"#,
+        r#"dcgm_xid_errors{gpu="0",uuid="GPU-a"} 31"#,
+        r#"dcgm_fi_prof_gr_engine_active{gpu="0",uuid="GPU-a"} 0.25"#,
+        r#"dcgm_memory_temp{gpu="0",uuid="GPU-a"} 55"#,
+        r#"dcgm_made_up{gpu="0",uuid="GPU-a"} 55"#,
+    ]);
+    assert_eq!(rejected, 0);
+    let told = &device.readings;
+    assert_eq!((told.utilization, told.memory_used), (Some(0.5), Some(3 << 20)));
+    assert_eq!((told.energy, told.xid), (Some(2.5), Some(31)));
+    assert_eq!(told.profile.graphics_active, Some(0.25));
+    assert_eq!(
+        told.other,
+        BTreeMap::from([("DCGM_FI_DEV_MEMORY_TEMP".to_owned(), 55.0)])
+    );
+    assert_eq!(device.claims, [claim("a")]);
+}
+
+#[test]
+fn a_pods_nothing_on_an_instance_is_not_the_gpus() {
+    // DCGM answers for the GPU; the exporter adds 0 for a pod of whose processes it knows nothing.
+    let of_instance = |pod: &str, value: &str| {
+        used(pod, pod, value).replace(
+            r#"UUID="GPU-a""#,
+            r#"UUID="GPU-a",GPU_I_PROFILE="1g.5gb",GPU_I_ID="7""#,
+        )
+    };
+    let rows = [of_instance("", "45"), of_instance("a", "0")];
+    let snapshot = of(&rows.each_ref().map(String::as_str));
+    let gpu = device(&snapshot, &key("GPU-a", None));
+    assert_eq!((gpu.readings.utilization, snapshot.rejected), (Some(0.45), 0));
+}
+
+#[test]
+fn a_mark_of_the_bytes_order_is_no_part_of_the_page() {
+    let row = used("", "", "7");
+    let snapshot = read(format!("\u{feff}{row}\r\n").as_bytes(), at()).unwrap();
+    assert_eq!((snapshot.devices.len(), snapshot.rejected), (1, 0));
+}
+
+#[test]
 fn nothing_grows_without_end() {
     let devices: String = (0..=MAX_DEVICES)
         .map(|number| format!("DCGM_FI_DEV_GPU_TEMP{{UUID=\"GPU-{number}\"}} 50\n"))
