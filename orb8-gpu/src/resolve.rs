@@ -33,20 +33,19 @@ impl Names<'_> {
     }
 }
 
-/// Whether what a container holds are GPUs of NVIDIA: other device plugins number their devices too.
+/// Whether what a container holds are GPUs of NVIDIA. Other device plugins number their devices too, and NVIDIA has other
+/// devices: network cards by their addresses on the bus, channels between nodes.
 pub(crate) fn is_gpu(held: &Held) -> bool {
-    let domain = b"nvidia.com";
-    let named = held
-        .resource
-        .as_bytes()
-        .windows(domain.len())
-        .any(|part| part.eq_ignore_ascii_case(domain));
-    named
-        || held.devices.iter().any(|id| {
-            matches!(
-                DeviceId::parse(id),
-                DeviceId::Gpu { .. } | DeviceId::Mig { .. } | DeviceId::MigOf { .. }
-            )
+    let resource = held.resource.to_ascii_lowercase();
+    let name = resource.strip_prefix("nvidia.com/");
+    let says_so = resource == "gpu.nvidia.com"
+        || name.is_some_and(|name| ["gpu", "mig", "vgpu"].iter().any(|kind| name.starts_with(kind)));
+    says_so
+        || held.devices.iter().any(|id| match DeviceId::parse(id) {
+            DeviceId::Gpu { .. } | DeviceId::Mig { .. } | DeviceId::MigOf { .. } => true,
+            // Resources can be called anything.
+            DeviceId::Index { .. } | DeviceId::Minor { .. } | DeviceId::Slice { .. } => name.is_some(),
+            DeviceId::Other(_) => false,
         })
 }
 
@@ -203,5 +202,26 @@ mod tests {
             "MIG-4c9a2f2c-5dc9-5b39-9d1a-6a2d1dc6a1c1"
         )));
         assert!(!is_gpu(&held("example.org/nic", "0")) && !is_gpu(&held("é", "é")));
+        for (resource, id) in [
+            ("nvidia.com/gpu", "weird"),
+            ("NVIDIA.com/GPU.shared", "weird"),
+            ("nvidia.com/mig-1g.5gb", "weird"),
+            ("nvidia.com/a100", "3"),
+            ("nvidia.com/a100", "nvidia3/gi1"),
+            ("gpu.nvidia.com", "gpu-vfio-0"),
+        ] {
+            assert!(is_gpu(&held(resource, id)), "{resource} {id}");
+        }
+        // NVIDIA makes network cards too, and lends channels between nodes.
+        for (resource, id) in [
+            ("nvidia.com/hostdev", "0000:3b:00.2"),
+            ("nvidia.com/bf3_p0_vfs", "0000:3b:00.2"),
+            ("rdma.nvidia.com/nic", "0"),
+            ("compute-domain.nvidia.com", "channel-0"),
+            ("compute-domain.nvidia.com", "daemon-0"),
+            ("mynvidia.com/gpu", "0"),
+        ] {
+            assert!(!is_gpu(&held(resource, id)), "{resource} {id}");
+        }
     }
 }
