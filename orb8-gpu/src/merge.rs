@@ -34,6 +34,8 @@ pub(crate) const fn number(source: Source) -> usize {
 
 /// Longest text that is kept, in bytes; UUIDs and other identifying texts that are longer are refused.
 pub(crate) const MAX_TEXT: usize = 512;
+/// Counters are less; what is more is a blank, or made up.
+const MAX_COUNT: u64 = 1 << 63;
 /// Values by their own name that are kept of a device.
 const MAX_OTHER: usize = 64;
 /// UUIDs of compute instances that are kept of an instance.
@@ -270,8 +272,32 @@ fn bound_claims(claims: &mut Vec<Claim>, refused: &mut u64) {
     claims.truncate(MAX_CLAIMS);
 }
 
+/// Errors that are of the board though instances tell them too: by its UUID. An instance has errors of its own.
+fn errors_of_boards(joined: &BTreeMap<DeviceKey, (Option<Uuid>, Device)>) -> BTreeMap<Uuid, u32> {
+    let mut of_boards = BTreeMap::new();
+    let mut of_instances: BTreeMap<&Uuid, Vec<u32>> = BTreeMap::new();
+    for (key, (parent, device)) in joined {
+        let Some(xid) = device.readings.xid else { continue };
+        match (key.instance, parent) {
+            (Some(_), _) => of_instances.entry(&key.uuid).or_default().push(xid),
+            (None, Some(parent)) => of_instances.entry(parent).or_default().push(xid),
+            (None, None) => {
+                of_boards.insert(key.uuid.clone(), xid);
+            }
+        }
+    }
+    for (uuid, xids) in of_instances {
+        let is_repeated = xids.len() > 1 && xids.windows(2).all(|pair| pair[0] == pair[1]);
+        if is_repeated && !of_boards.contains_key(uuid) {
+            of_boards.insert(uuid.clone(), xids[0]);
+        }
+    }
+    of_boards
+}
+
 /// Takes what is of the board from instances; the GPU gets it, if the sample tells nothing of it.
 fn give_to_boards(joined: &mut BTreeMap<DeviceKey, (Option<Uuid>, Device)>) {
+    let errors = errors_of_boards(joined);
     let mut boards: BTreeMap<DeviceKey, Device> = BTreeMap::new();
     for (key, (parent, device)) in joined.iter_mut() {
         let uuid = match (key.instance, parent) {
@@ -282,13 +308,18 @@ fn give_to_boards(joined: &mut BTreeMap<DeviceKey, (Option<Uuid>, Device)>) {
             (None, None) => continue,
         };
         let readings = &mut device.readings;
+        let xid = readings.xid.filter(|xid| errors.get(uuid) == Some(xid));
+        // None is no error of anybody's.
+        if xid.is_some_and(|xid| xid != 0) {
+            readings.xid = None;
+        }
         let of_board = Readings {
             temperature: readings.temperature.take(),
             power: readings.power.take(),
             energy: readings.energy.take(),
             sm_clock: readings.sm_clock.take(),
             memory_clock: readings.memory_clock.take(),
-            xid: readings.xid.take(),
+            xid,
             pcie_tx: readings.pcie_tx.take(),
             pcie_rx: readings.pcie_rx.take(),
             nvlink: readings.nvlink.take(),
@@ -367,7 +398,16 @@ fn row(readings: Readings, trouble: Option<String>, refused: &mut u64) -> Row {
     };
     let memory_total = whole(readings.memory_total);
     #[expect(clippy::cast_precision_loss, reason = "whole up to MAX_WHOLE")]
-    let mut exact = |value: Option<u64>| whole(value).map(|value| value as f64);
+    let used = whole(readings.memory_used).map(|value| value as f64);
+    #[expect(clippy::cast_precision_loss, reason = "whole up to MAX_WHOLE")]
+    let free = whole(readings.memory_free).map(|value| value as f64);
+    // Bytes of a fast link go beyond what is exact in hours; what they rise by is exact to a kilobyte for centuries.
+    #[expect(clippy::cast_precision_loss, reason = "as said")]
+    let mut count = |value: Option<u64>| {
+        let fits = value.filter(|value| *value < MAX_COUNT);
+        *refused += u64::from(fits.is_none() && value.is_some());
+        fits.map(|value| value as f64)
+    };
     let mut counters = [None; COUNTERS];
     for (counter, value) in [
         (Counter::PcieTx, readings.pcie_tx),
@@ -376,11 +416,11 @@ fn row(readings: Readings, trouble: Option<String>, refused: &mut u64) -> Row {
         (Counter::EccCorrected, readings.ecc_corrected),
         (Counter::EccUncorrected, readings.ecc_uncorrected),
     ] {
-        counters[counter as usize] = exact(value);
+        counters[counter as usize] = count(value);
     }
     let mut levels = [None; LEVELS];
-    levels[Level::Used as usize] = exact(readings.memory_used);
-    levels[Level::Free as usize] = exact(readings.memory_free);
+    levels[Level::Used as usize] = used;
+    levels[Level::Free as usize] = free;
     let energy = readings.energy.filter(|joules| (0.0..=1e15).contains(joules));
     *refused += u64::from(energy.is_none() && readings.energy.is_some());
     counters[Counter::Energy as usize] = energy;

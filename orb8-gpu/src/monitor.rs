@@ -454,11 +454,19 @@ impl Monitor {
     pub fn happened(&mut self, event: &XidEvent) -> Option<GpuEvent> {
         let (time, max_age) = (nanos(event.time), self.max_age());
         let number = event.xid?;
-        let known = self.devices.get_mut(&event.key)?;
+        let mut key = event.key.clone();
+        if !self.devices.contains_key(&key) {
+            // Of an instance that nobody has listed its GPU is what is known.
+            key.instance = None;
+        }
+        let Some(known) = self.devices.get_mut(&key) else {
+            self.counted.rejected += 1;
+            return None;
+        };
         known
             .errors
             .happens(number, time, max_age)
-            .then(|| self.event(&event.key, number, time))
+            .then(|| self.event(&key, number, time))
     }
 
     /// Looks up who holds each device: as the kubelet says; by the exporter's labels only while it has never said anything.

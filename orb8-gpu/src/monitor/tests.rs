@@ -671,6 +671,71 @@ fn a_clock_that_is_set_back_begins_a_new_history() {
 }
 
 #[test]
+#[test]
+fn an_error_of_an_instance_is_told_of_it() {
+    let mut monitor = monitor();
+    monitor.allocate(allocations(0, &[("p1", &[&format!("MIG-{A}/7/0")])]), &Pods);
+    let page = |board: u32, seven: u32, nine: u32| {
+        let of = |key: DeviceKey, xid: u32| {
+            let mut device = Device::new(key);
+            device.readings.xid = Some(xid);
+            device
+        };
+        vec![
+            of(key(A), board),
+            of(instance(A, 7), seven),
+            of(instance(A, 9), nine),
+        ]
+    };
+    let mut events = Vec::new();
+    // An instance's; the GPU's, repeated for each; the GPU's alone.
+    for (n, (board, seven, nine)) in [(0, 0, 0), (0, 31, 0), (79, 79, 79), (48, 48, 48)]
+        .into_iter()
+        .enumerate()
+    {
+        let page = page(board, seven, nine);
+        events.extend(monitor.sample(snapshot(Source::Dcgm, n as u64 * STEP, page), &Pods));
+    }
+    let told: Vec<(u32, Option<u32>)> = events
+        .iter()
+        .map(|event| (event.xid, event.mig.as_ref().map(|mig| mig.instance)))
+        .collect();
+    assert_eq!(told, [(31, Some(7)), (79, None), (48, None)]);
+    assert_eq!(
+        events[0].holders.len(),
+        1,
+        "who holds the instance: {:?}",
+        events[0].holders
+    );
+    // The driver's word is of the instance, too; of one that nobody has listed it is of the GPU.
+    for (instance_id, expected) in [(7, Some(7)), (3, None)] {
+        let told = monitor.happened(&XidEvent {
+            time: at(60),
+            key: instance(A, instance_id),
+            xid: Some(13),
+        });
+        assert_eq!(told.unwrap().mig.map(|mig| mig.instance), expected);
+    }
+}
+
+#[test]
+fn counters_of_bytes_go_beyond_what_a_float_tells_exactly() {
+    let mut monitor = monitor();
+    // A fast link of a busy node gets there in hours.
+    for n in 0..4_u64 {
+        let mut device = used(key(A), 0.5);
+        device.readings.nvlink = Some((1 << 60) + n * 900_000_000_000 * STEP);
+        device.readings.pcie_tx = Some((1 << 54) + n * 1_000_003);
+        monitor.sample(snapshot(Source::Nvml, n * STEP, vec![device]), &Pods);
+    }
+    assert_eq!(monitor.counted().refused, 0);
+    let devices = during(&monitor, 0, 15);
+    let near = |told: Option<u64>, expected: u64| told.is_some_and(|told| told.abs_diff(expected) <= 1024);
+    let told = readings(&devices[0]);
+    assert!(near(told.nvlink_bytes, 3 * 900_000_000_000 * STEP), "{told:?}");
+    assert!(near(told.pcie_tx_bytes, 3_000_009), "{told:?}");
+}
+
 fn limits_hold_and_what_is_over_them_is_counted() {
     let limits = Limits {
         history: 8,
