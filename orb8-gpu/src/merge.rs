@@ -489,14 +489,6 @@ impl Part<'_> {
         newest.is_some_and(|row| self.series.is_present(row, self.line))
     }
 
-    /// When the device was told of last. Cost: a look at each row since.
-    pub(crate) fn last_told(&self) -> Option<Nanos> {
-        let row = (0..self.line.len())
-            .rev()
-            .find(|row| self.series.is_present(*row, self.line))?;
-        Some(self.line.time(row))
-    }
-
     /// How many of them tell of the device, and the last that does.
     pub(crate) fn samples(&self, window: &Window) -> (u32, Option<Nanos>) {
         let mut count = 0_u32;

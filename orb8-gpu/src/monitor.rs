@@ -106,6 +106,8 @@ pub(crate) struct Known {
     pub(crate) identities: [Identity; SOURCES.len()],
     pub(crate) series: [Series; SOURCES.len()],
     pub(crate) holds: Vec<Hold>,
+    /// When any source told of it last.
+    told: Nanos,
     /// Of an instance that is known by its own UUID only.
     pub(crate) parent: Option<Uuid>,
     claims: Vec<Claim>,
@@ -342,7 +344,10 @@ impl Monitor {
                 return Vec::new();
             }
             // The clock was set back: what was before has a time that is yet to come.
-            Some(last) if last > time => self.forget(source),
+            Some(last) if last > time => {
+                self.forget(source);
+                self.set_back(time);
+            }
             _ => {}
         }
         self.counted.samples += 1;
@@ -354,6 +359,11 @@ impl Monitor {
         for key in told.keys() {
             if self.devices.contains_key(key) {
                 continue;
+            }
+            if self.devices.len() >= self.limits.devices
+                && let Some(gone) = self.longest_gone(source, &told)
+            {
+                self.devices.remove(&gone);
             }
             if self.devices.len() < self.limits.devices {
                 self.devices.insert(key.clone(), Known::default());
@@ -376,6 +386,7 @@ impl Monitor {
                     parent,
                 } = told;
                 known.identities[source] = identity;
+                known.told = known.told.max(time);
                 known.parent = known.parent.take().or(parent);
                 if SOURCES[source] == Source::Dcgm {
                     known.claims = claims;
@@ -419,6 +430,9 @@ impl Monitor {
     /// Takes in who holds what. Devices that are no GPUs are passed over.
     pub fn allocate(&mut self, allocations: Allocations, owners: &dyn Owners) {
         let time = nanos(allocations.time);
+        if self.kubelet.as_ref().is_some_and(|kubelet| kubelet.time > time) {
+            self.set_back(time);
+        }
         self.counted.allocations += 1;
         self.counted.refused += allocations.refused;
         let mut held: Vec<Granted> = allocations
@@ -502,10 +516,51 @@ impl Monitor {
         self.lines[source].clear();
         for known in self.devices.values_mut() {
             known.series[source] = Series::default();
-            for hold in &mut known.holds {
-                hold.absent_before = None;
+        }
+    }
+
+    /// The clock was set back to `time`: what is of later is of a time that is yet to come. Who holds a device does so from
+    /// now on; a source that has not been sampled since tells nothing of now.
+    fn set_back(&mut self, time: Nanos) {
+        let ahead = time.saturating_add(self.max_age());
+        for source in 0..SOURCES.len() {
+            if self.lines[source].last().is_some_and(|last| last > ahead) {
+                self.forget(source);
             }
         }
+        for known in self.devices.values_mut() {
+            known.told = known.told.min(time);
+            known.settled = known.settled.filter(|settled| *settled <= time);
+            known
+                .holds
+                .retain(|hold| hold.absent_after.is_none_or(|after| after <= time));
+            for hold in known.holds.iter_mut().filter(|hold| hold.last > time) {
+                hold.absent_before = None;
+                hold.first = hold.first.min(time);
+                hold.last = time;
+            }
+        }
+        if let Some(kubelet) = &mut self.kubelet {
+            kubelet.time = kubelet.time.min(time);
+        }
+    }
+
+    /// A device that no source tells of any more and nobody holds: that of the longest ago. `told` are those of the sample
+    /// that comes from `source`.
+    fn longest_gone(&self, source: usize, told: &BTreeMap<DeviceKey, Told>) -> Option<DeviceKey> {
+        let is_gone = |key: &DeviceKey, known: &Known| {
+            let is_told = known
+                .parts(&self.lines)
+                .iter()
+                .any(|part| part.source != source && part.is_told_last());
+            let is_held = known.holds.iter().any(|hold| hold.absent_after.is_none());
+            !(is_told || is_held || told.contains_key(key))
+        };
+        self.devices
+            .iter()
+            .filter(|(key, known)| is_gone(key, known))
+            .min_by_key(|(_, known)| known.told)
+            .map(|(key, _)| key.clone())
     }
 
     /// Lets go of what is older than the history.
@@ -585,10 +640,7 @@ impl Numbers {
         for (key, known) in &monitor.devices {
             let parts = known.parts(&monitor.lines);
             let [nvml, _] = &parts;
-            let rank = (
-                is_fresh(nvml.line) && nvml.is_told_last(),
-                parts.iter().filter_map(Part::last_told).max().unwrap_or_default(),
-            );
+            let rank = (is_fresh(nvml.line) && nvml.is_told_last(), known.told);
             let best = ranks.entry(&key.uuid).or_default();
             *best = rank.max(*best);
         }

@@ -671,6 +671,76 @@ fn a_clock_that_is_set_back_begins_a_new_history() {
 }
 
 #[test]
+fn a_clock_that_is_set_back_loses_no_holder() {
+    let mut monitor = monitor();
+    let device = |joules: f64| {
+        let mut device = used(key(A), 0.5);
+        device.readings.energy = Some(joules);
+        device
+    };
+    for n in 0..3_u32 {
+        let seconds = 10_000 + u64::from(n) * STEP;
+        monitor.allocate(allocations(seconds, &[("p1", &[A])]), &Pods);
+        monitor.sample(snapshot(Source::Nvml, seconds, vec![device(f64::from(n))]), &Pods);
+        monitor.sample(snapshot(Source::Dcgm, seconds, vec![used(key(B), 0.5)]), &Pods);
+    }
+    // Two hours back; the exporter and the kubelet are gone since.
+    for n in 0..3_u32 {
+        let seconds = 2_800 + u64::from(n) * STEP;
+        monitor.sample(
+            snapshot(Source::Nvml, seconds, vec![device(10.0 + f64::from(n))]),
+            &Pods,
+        );
+    }
+    let devices = now(&monitor, 2_812);
+    assert_eq!(devices.len(), 1, "the exporter's values are old: {devices:#?}");
+    holder(&devices[0], "p1");
+    // The kubelet comes back.
+    for n in 3..6_u32 {
+        let seconds = 2_800 + u64::from(n) * STEP;
+        monitor.allocate(allocations(seconds, &[("p1", &[A])]), &Pods);
+        monitor.sample(
+            snapshot(Source::Nvml, seconds, vec![device(10.0 + f64::from(n))]),
+            &Pods,
+        );
+    }
+    let devices = now(&monitor, 2_826);
+    let p1 = holder(&devices[0], "p1");
+    assert_eq!((p1.method(), p1.utilization), (GpuMethod::Exclusive, Some(0.5)));
+    assert_eq!(
+        holder(&during(&monitor, 2_815, 2_825)[0], "p1").energy_joules,
+        Some(2.0)
+    );
+}
+
+#[test]
+fn devices_that_come_find_room_where_others_are_gone() {
+    let limits = Limits {
+        devices: 4,
+        ..Limits::default()
+    };
+    let mut monitor = Monitor::new("n1", Duration::from_secs(STEP), limits);
+    monitor.allocate(allocations(0, &[("p1", &[A])]), &Pods);
+    for n in 0..50_u64 {
+        let mut devices = vec![used(key(&format!("GPU-{n}")), 0.5)];
+        if n == 0 {
+            devices.push(used(key(A), 0.5));
+        }
+        monitor.sample(snapshot(Source::Dcgm, n * STEP, devices), &Pods);
+        let now = now(&monitor, n * STEP + 1);
+        assert!(now.iter().any(|device| device.uuid == format!("GPU-{n}")), "{n}");
+        assert!(monitor.devices.len() <= 4);
+    }
+    // One that is held stays, though nobody tells of it.
+    let devices = now(&monitor, 250);
+    holder(devices.iter().find(|device| device.uuid == A).unwrap(), "p1");
+    // Those that are there make no room for more.
+    let devices = (0..6).map(|n| used(key(&format!("GPU-x{n}")), 0.5)).collect();
+    monitor.sample(snapshot(Source::Dcgm, 300, devices), &Pods);
+    assert_eq!(now(&monitor, 301).len(), 4);
+    assert_eq!(monitor.counted().refused, 3);
+}
+
 #[test]
 fn an_error_of_an_instance_is_told_of_it() {
     let mut monitor = monitor();
