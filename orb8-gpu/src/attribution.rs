@@ -83,9 +83,13 @@ pub(crate) fn shares(scene: &Scene<'_>) -> Vec<Share> {
     share_use(scene, &mut all);
     share_memory(scene, &mut all);
     share_energy(scene, &mut all);
-    let alone = all.iter().filter(|one| !one.holds.is_empty()).count() == 1;
+    let holders: Vec<Owner> = all
+        .iter()
+        .filter(|one| !one.holds.is_empty())
+        .filter_map(|one| one.owner.clone())
+        .collect();
     all.into_iter()
-        .map(|candidate| candidate.finish(scene, alone))
+        .map(|candidate| candidate.finish(scene, &holders))
         .collect()
 }
 
@@ -117,11 +121,12 @@ fn candidates<'a>(scene: &Scene<'a>) -> Vec<Candidate<'a>> {
             }
             let known = match &user.owner {
                 Some(owner) => {
-                    // A process is its pod's, even if its container is not known by name.
                     let exact = all
                         .iter()
                         .position(|one| one.owner.as_ref().is_some_and(|known| known.is_same(owner)));
-                    exact.and_then(|index| all.get_mut(index))
+                    exact
+                        .or_else(|| only_holder_of_pod(&all, owner))
+                        .and_then(|index| all.get_mut(index))
                 }
                 None => None,
             };
@@ -141,6 +146,18 @@ fn candidates<'a>(scene: &Scene<'a>) -> Vec<Candidate<'a>> {
         }
     }
     all
+}
+
+/// A process is its pod's, even if its container is not known by name: the holder's, if the pod has but one.
+fn only_holder_of_pod(all: &[Candidate<'_>], owner: &Owner) -> Option<usize> {
+    if !owner.has_nameless_container() {
+        return None;
+    }
+    let mut holders = (0..all.len()).filter(|index| {
+        let one = &all[*index];
+        !one.holds.is_empty() && one.owner.as_ref().is_some_and(|known| known.is_same_pod(owner))
+    });
+    holders.next().filter(|_| holders.next().is_none())
 }
 
 fn find<'c, 'a>(all: &'c mut [Candidate<'a>], owner: &Owner) -> Option<&'c mut Candidate<'a>> {
@@ -211,7 +228,9 @@ impl<'a> Candidate<'a> {
         self.pieces += 1;
     }
 
-    fn finish(self, scene: &Scene<'_>, alone: bool) -> Share {
+    /// `holders`: all who hold the device.
+    fn finish(self, scene: &Scene<'_>, holders: &[Owner]) -> Share {
+        let alone = holders.len() == 1;
         let window = scene.window;
         let is_holder = !self.holds.is_empty();
         let total = use_of(scene.parts, window).map_or(0, |(_, pieces)| merge::weight(&pieces));
@@ -224,10 +243,11 @@ impl<'a> Candidate<'a> {
         } else {
             GpuMethod::Exclusive
         };
-        let is_relative = self
-            .owner
-            .as_ref()
-            .is_some_and(|owner| scene.relatives.iter().any(|relative| relative.is_same(owner)));
+        // What its pod holds, a container of it may use.
+        let is_relative = self.owner.as_ref().is_some_and(|owner| {
+            let mut all = scene.relatives.iter().chain(holders);
+            all.any(|relative| relative.is_same(owner) || relative.is_same_pod(owner))
+        });
         let method = if !is_holder {
             if scene.has_holders && !is_relative {
                 GpuMethod::UnallocatedUse

@@ -57,14 +57,26 @@ impl Owner {
         !self.pod.is_empty() && self.pod == pod && self.namespace == namespace
     }
 
+    /// Whether both are of the same pod.
+    pub(crate) fn is_same_pod(&self, other: &Self) -> bool {
+        let uid = self.uid.is_empty() || other.uid.is_empty() || self.uid == other.uid;
+        uid && other.is_of_pod(&self.namespace, &self.pod)
+    }
+
+    /// Whether its container goes by its id, for the pod's status does not tell its name yet, or by nothing.
+    pub(crate) fn has_nameless_container(&self) -> bool {
+        const ID: usize = 64;
+        let container = self.container.as_bytes();
+        container.is_empty() || container.len() == ID && container.iter().all(u8::is_ascii_hexdigit)
+    }
+
     /// Whether both are the same container, unit or cgroup, whatever else is known of them by now.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         if self.pod.is_empty() != other.pod.is_empty() {
             return false;
         }
         if !self.pod.is_empty() {
-            let uid = self.uid.is_empty() || other.uid.is_empty() || self.uid == other.uid;
-            return uid && other.is_of_pod(&self.namespace, &self.pod) && self.container == other.container;
+            return self.is_same_pod(other) && self.container == other.container;
         }
         self.unit == other.unit && self.container == other.container && self.cgroup == other.cgroup
     }

@@ -487,6 +487,7 @@ fn a_page_of_another_node_is_not_this_nodes() {
     assert!(blind.own(&mut page(0, &[A, B]), &gpus, &Pods).is_empty());
 }
 
+#[test]
 fn ids_match_without_regard_to_case() {
     let mut monitor = monitor();
     monitor.allocate(allocations(0, &[("p1", &[&A.to_uppercase()])]), &Pods);
@@ -806,6 +807,74 @@ fn counters_of_bytes_go_beyond_what_a_float_tells_exactly() {
     assert!(near(told.pcie_tx_bytes, 3_000_009), "{told:?}");
 }
 
+/// Names that come late: the container of a process goes by its id, as long as the pod's status does not tell it.
+struct Late;
+
+const CONTAINER_ID: &str = "4f5c8d2f0b0e4c7fa9d1e2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f7";
+
+impl Owners for Late {
+    fn of_pid(&self, pid: u32) -> Option<Owner> {
+        let mut owner = Pods.of_pid(pid)?;
+        match pid % 10 {
+            0 => {}
+            1 => owner.container = CONTAINER_ID.to_owned(),
+            _ => owner.container = "helper".to_owned(),
+        }
+        Some(owner)
+    }
+
+    fn pod(&self, namespace: &str, pod: &str, container: &str) -> Option<PodDetails> {
+        Pods.pod(namespace, pod, container)
+    }
+}
+
+#[test]
+fn a_process_whose_container_has_no_name_yet_is_its_pods() {
+    let mut monitor = monitor();
+    monitor.allocate(allocations(0, &[("p1", &[A])]), &Late);
+    for n in 0..3 {
+        let mut device = used(key(A), 0.5);
+        device.processes = Some(vec![process(11, 0.5, 1 << 30)]);
+        monitor.sample(snapshot(Source::Nvml, n * STEP + 1, vec![device]), &Late);
+    }
+    let devices = now(&monitor, 12);
+    let p1 = holder(&devices[0], "p1");
+    assert_eq!((p1.method(), p1.utilization), (GpuMethod::Exclusive, Some(0.5)));
+    assert_eq!(p1.owner.as_ref().unwrap().container, "main");
+    assert_eq!(p1.pids, [11]);
+}
+
+#[test]
+fn another_container_of_the_holders_pod_does_not_use_what_its_pod_does_not_hold() {
+    let mut monitor = monitor();
+    monitor.allocate(allocations(0, &[("p1", &[A])]), &Late);
+    for n in 0..3 {
+        let mut device = used(key(A), 0.5);
+        device.processes = Some(vec![
+            process(10, 0.25, 1 << 30),
+            process(12, 0.25, 1 << 30),
+            process(22, 0.0, 1 << 30),
+        ]);
+        monitor.sample(snapshot(Source::Nvml, n * STEP + 1, vec![device]), &Late);
+    }
+    let devices = now(&monitor, 12);
+    let method = |pod: &str, container: &str| {
+        let is_it = |holder: &&GpuHolder| {
+            let owner = holder.owner.as_ref().unwrap();
+            owner.pod == pod && owner.container == container
+        };
+        devices[0].holders.iter().find(is_it).unwrap().method()
+    };
+    assert_eq!(method("p1", "main"), GpuMethod::NvmlPid);
+    assert_eq!(
+        method("p1", "helper"),
+        GpuMethod::NvmlPid,
+        "its pod holds the device"
+    );
+    assert_eq!(method("p2", "helper"), GpuMethod::UnallocatedUse);
+}
+
+#[test]
 fn limits_hold_and_what_is_over_them_is_counted() {
     let limits = Limits {
         history: 8,
@@ -835,8 +904,13 @@ fn limits_hold_and_what_is_over_them_is_counted() {
 }
 
 /// A sharing of one device, in any mode, with whatever is measured of it.
-/// What the device did, what its processes did if anybody tells, and who held it.
-type Step = (f64, Option<Vec<(u32, Option<f64>, u64)>>, Vec<u32>);
+/// What the device did, what its processes did if anybody tells, who held it, and what another source says of the device.
+type Step = (
+    f64,
+    Option<Vec<(u32, Option<f64>, u64)>>,
+    Vec<u32>,
+    Option<(f64, Option<u64>)>,
+);
 
 fn any_story() -> impl Strategy<Value = Vec<Step>> {
     let process = (1_u32..60, proptest::option::of(0.0..=1.0), 0_u64..(8 << 30));
@@ -844,26 +918,33 @@ fn any_story() -> impl Strategy<Value = Vec<Step>> {
         prop_oneof![Just(0.0), 0.0..=1.0],
         proptest::option::of(proptest::collection::vec(process, 0..5)),
         proptest::collection::vec(1_u32..5, 0..4),
+        proptest::option::of((0.0..=1.0, proptest::option::of(0_u64..(16 << 30)))),
     );
     proptest::collection::vec(step, 1..12)
 }
 
 proptest! {
     #[test]
-    fn shares_are_never_more_than_the_device(story in any_story(), from in 0_u64..60, instanced in any::<bool>()) {
+    fn shares_are_never_more_than_the_device(
+        story in any_story(),
+        from in 0_u64..60,
+        instanced in any::<bool>(),
+        late in any::<bool>(),
+    ) {
+        let owners: &dyn Owners = if late { &Late } else { &Pods };
         let mut monitor = monitor();
         let device_key = if instanced { instance(A, 3) } else { key(A) };
         let id = if instanced { format!("MIG-{A}/3/0") } else { A.to_owned() };
         let end = story.len() as u64 * STEP;
         let mut energy = 0.0;
-        for (n, (utilization, processes, pods)) in story.into_iter().enumerate() {
+        for (n, (utilization, processes, pods, other)) in story.into_iter().enumerate() {
             let seconds = n as u64 * STEP;
             let pods: Vec<(String, String)> =
                 pods.iter().enumerate().map(|(n, pod)| (format!("p{pod}"), format!("{id}::{n}"))).collect();
             let ids: Vec<[&str; 1]> = pods.iter().map(|(_, id)| [id.as_str()]).collect();
             let held: Vec<(&str, &[&str])> =
                 pods.iter().zip(&ids).map(|((pod, _), ids)| (pod.as_str(), &ids[..])).collect();
-            monitor.allocate(allocations(seconds, &held), &Pods);
+            monitor.allocate(allocations(seconds, &held), owners);
             let mut device = used(device_key.clone(), utilization);
             energy += 10.0;
             device.readings.energy = Some(energy);
@@ -875,7 +956,12 @@ proptest! {
                     .map(|(pid, utilization, memory)| Process { pid, utilization, memory_bytes: Some(memory) })
                     .collect()
             });
-            monitor.sample(snapshot(Source::Nvml, seconds, vec![device]), &Pods);
+            monitor.sample(snapshot(Source::Nvml, seconds, vec![device]), owners);
+            if let Some((utilization, memory)) = other {
+                let mut device = used(device_key.clone(), utilization);
+                device.readings.memory_used = memory;
+                monitor.sample(snapshot(Source::Dcgm, seconds + 2, vec![device]), owners);
+            }
         }
         let mut answers = vec![now(&monitor, end)];
         if from < end {
