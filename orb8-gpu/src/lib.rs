@@ -13,6 +13,7 @@ mod foreign;
 mod history;
 pub mod id;
 pub mod kubelet;
+mod labelled;
 mod merge;
 mod monitor;
 pub mod nvml;

@@ -1,7 +1,7 @@
 //! All that is known of a node's GPUs: samples of the last minutes, and who held which device when.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     time::Duration,
 };
 
@@ -14,6 +14,7 @@ use crate::{
     foreign::{self, Foreign},
     history::{COUNTERS, Counter, Hold, Says, Series, Timeline, Use},
     id::{DeviceId, DeviceKey, Uuid},
+    labelled::{self, Labelled, Listed},
     merge::{self, Aliases, Identity, Part, SOURCES, Told},
     nvml::XidEvent,
     owners::{Owner, Owners},
@@ -78,6 +79,7 @@ pub struct Monitor {
     pub(crate) lines: [Timeline; SOURCES.len()],
     pub(crate) devices: BTreeMap<DeviceKey, Known>,
     aliases: Aliases,
+    labelled: Labelled,
     pub(crate) sources: Vec<GpuSource>,
     pub(crate) kubelet: Option<Kubelet>,
     counted: Counted,
@@ -254,6 +256,7 @@ impl Monitor {
             lines: Default::default(),
             devices: BTreeMap::new(),
             aliases: HashMap::new(),
+            labelled: Labelled::default(),
             sources: Vec::new(),
             kubelet: None,
             counted: Counted::default(),
@@ -485,16 +488,56 @@ impl Monitor {
 
     /// Looks up who holds each device: as the kubelet says; by the exporter's labels only while it has never said anything.
     fn settle(&mut self, time: Nanos, owners: &dyn Owners) {
+        self.learn_from_labels();
         let numbers = Numbers::new(self);
         for (key, known) in &mut self.devices {
             let identity = known.identity();
-            let names = numbers.names(key, &identity);
+            let names = numbers.names(key, &identity, &self.labelled);
             let (holding, at) = match &self.kubelet {
                 Some(kubelet) => (granted(kubelet, &names), kubelet.time),
                 None => (claimed(&known.claims, time, owners), time),
             };
             self.counted.refused += known.settle(holding, at, self.limits.holders);
         }
+    }
+
+    /// Concludes from an exporter's labels which instances those are that the kubelet calls by UUIDs that no source tells.
+    fn learn_from_labels(&mut self) {
+        let Some(kubelet) = &self.kubelet else { return };
+        let known: HashSet<&Uuid> = self
+            .devices
+            .values()
+            .flat_map(|known| &known.identities)
+            .flat_map(|identity| merge::mig_uuids(identity.mig.as_ref()))
+            .collect();
+        let listed: Vec<Listed<'_>> = kubelet
+            .held
+            .iter()
+            .flat_map(|granted| granted.ids.iter().map(move |id| (granted, id)))
+            .filter_map(|(granted, id)| match id {
+                DeviceId::Mig { uuid, .. } if !known.contains(uuid) => Some(Listed {
+                    uuid,
+                    owner: &granted.owner,
+                    resource: &granted.held.resource,
+                }),
+                _ => None,
+            })
+            .collect();
+        let page = merge::number(Source::Dcgm);
+        let told: Vec<labelled::Told<'_>> = self
+            .devices
+            .iter()
+            .filter(|(key, known)| key.instance.is_some() && known.parts(&self.lines)[page].is_told_last())
+            .map(|(key, known)| (key, known, known.identity().mig))
+            .filter(|(_, _, mig)| mig.as_ref().is_none_or(|mig| mig.uuid.is_none()))
+            .map(|(key, known, mig)| labelled::Told {
+                key,
+                profile: mig.and_then(|mig| mig.profile),
+                claims: &known.claims,
+            })
+            .collect();
+        let told_at = self.lines[page].last().unwrap_or_default();
+        self.labelled.learn(&listed, kubelet.time, &told, told_at);
     }
 
     /// Instances that went by their own UUIDs get their numbers, once these are known.
@@ -660,7 +703,7 @@ impl Numbers {
         numbers
     }
 
-    fn names<'a>(&self, key: &'a DeviceKey, identity: &'a Identity) -> Names<'a> {
+    fn names<'a>(&self, key: &'a DeviceKey, identity: &'a Identity, labelled: &Labelled) -> Names<'a> {
         let its = |by: &HashMap<u32, Claimant>, number: Option<u32>| {
             number.filter(|number| by.get(number).and_then(|one| one.uuid.as_ref()) == Some(&key.uuid))
         };
@@ -669,6 +712,7 @@ impl Numbers {
             index: its(&self.indices, identity.index),
             minor: its(&self.minors, identity.minor),
             mig: identity.mig.as_ref(),
+            labelled: labelled.of(key).cloned().collect(),
         }
     }
 }
@@ -755,7 +799,7 @@ pub(crate) fn untold(monitor: &Monitor) -> BTreeMap<String, Vec<&Granted>> {
     let is_told = |id: &DeviceId| {
         identities
             .iter()
-            .any(|(key, identity)| resolve::matches(id, &numbers.names(key, identity)))
+            .any(|(key, identity)| resolve::matches(id, &numbers.names(key, identity, &monitor.labelled)))
     };
     let mut untold: BTreeMap<String, Vec<&Granted>> = BTreeMap::new();
     for granted in monitor.kubelet.iter().flat_map(|kubelet| &kubelet.held) {

@@ -17,11 +17,15 @@ pub(crate) struct Names<'a> {
     pub(crate) minor: Option<u32>,
     /// Of an instance.
     pub(crate) mig: Option<&'a Mig>,
+    /// Where no source tells an instance's own UUIDs: those that it goes by, as is concluded from labels.
+    pub(crate) labelled: Vec<Uuid>,
 }
 
 impl Names<'_> {
     fn has_uuid(&self, uuid: &Uuid) -> bool {
-        merge::mig_uuids(self.mig).any(|own| own == uuid)
+        merge::mig_uuids(self.mig)
+            .chain(&self.labelled)
+            .any(|own| own == uuid)
     }
 
     fn lies_at(&self, profile: u32, start: u32) -> bool {
@@ -118,12 +122,14 @@ mod tests {
             index: Some(2),
             minor: Some(5),
             mig: None,
+            labelled: Vec::new(),
         };
         let cut = Names {
             key: &cut,
             index: Some(2),
             minor: Some(5),
             mig: Some(&mig),
+            labelled: Vec::new(),
         };
         let lower = gpu.to_ascii_lowercase();
         for id in [

@@ -488,6 +488,103 @@ fn a_page_of_another_node_is_not_this_nodes() {
 }
 
 #[test]
+fn labels_tell_which_instance_it_is_that_the_kubelet_hands_out() {
+    // No NVML: nobody tells the instances' own UUIDs.
+    let page = |seconds: u64, pods: [&str; 3]| {
+        let cut = [(7, "1g.5gb"), (8, "1g.5gb"), (2, "3g.20gb")];
+        let devices = cut.into_iter().zip(pods).map(|((number, profile), pod)| {
+            let mut device = Device::new(instance(A, number));
+            device.mig = Some(Mig {
+                profile: Some(profile.to_owned()),
+                ..Mig::default()
+            });
+            device.readings.profile.graphics_active = Some(0.5);
+            let claim = Claim {
+                namespace: "ml".to_owned(),
+                pod: pod.to_owned(),
+                container: "main".to_owned(),
+            };
+            device.claims = Some(claim).filter(|_| !pod.is_empty()).into_iter().collect();
+            device
+        });
+        snapshot(Source::Dcgm, seconds, devices.collect())
+    };
+    let held = |seconds: u64, held: &[(&str, &[&str])]| {
+        let mut allocations = allocations(seconds, held);
+        for held in &mut allocations.held {
+            held.resource = "nvidia.com/mig-1g.5gb".to_owned();
+        }
+        allocations
+    };
+    let mut monitor = monitor();
+    let holders = |monitor: &Monitor, seconds: u64| {
+        let devices = now(monitor, seconds);
+        let names = |device: &GpuDevice| -> Vec<String> {
+            let owners = device.holders.iter().map(|holder| holder.owner.as_ref().unwrap());
+            owners.map(|owner| owner.pod.clone()).collect()
+        };
+        let of = |device: &GpuDevice| match &device.mig {
+            Some(mig) => mig.instance.to_string(),
+            None => device.uuid.clone(),
+        };
+        devices
+            .iter()
+            .filter(|device| !device.holders.is_empty())
+            .map(|device| (of(device), names(device).join("+")))
+            .collect::<Vec<_>>()
+    };
+    let two = |first: &str, second: &str| {
+        vec![
+            (first.to_owned(), "p1".to_owned()),
+            (second.to_owned(), "p2".to_owned()),
+        ]
+    };
+    // At first labels may be of a pod of the same name that was there before.
+    for n in 0..8 {
+        let seconds = n * STEP;
+        monitor.allocate(held(seconds, &[("p1", &["MIG-1"]), ("p2", &["MIG-2::0"])]), &Pods);
+        monitor.sample(page(seconds + 1, ["p1", "p2", ""]), &Pods);
+        let expected = if seconds < 30 {
+            two("MIG-1", "MIG-2")
+        } else {
+            two("7", "8")
+        };
+        assert_eq!(holders(&monitor, seconds + 2), expected, "{seconds}");
+    }
+    // The third is not held.
+    assert_eq!(holder(&now(&monitor, 37)[1], "p1").method(), GpuMethod::Mig);
+    // What is known of an instance is known of all that share it, and while labels are missing.
+    monitor.allocate(
+        held(
+            40,
+            &[("p1", &["mig-1"]), ("p2", &["MIG-2::0"]), ("p3", &["MIG-2::1"])],
+        ),
+        &Pods,
+    );
+    monitor.sample(page(41, ["", "p3", ""]), &Pods);
+    assert_eq!(
+        holders(&monitor, 42),
+        [
+            ("7".to_owned(), "p1".to_owned()),
+            ("8".to_owned(), "p2+p3".to_owned())
+        ]
+    );
+    // A pod of the same name comes back with another instance: its label is of the one before.
+    monitor.allocate(held(45, &[("p1", &["MIG-9"])]), &Pods);
+    monitor.sample(page(46, ["p1", "", ""]), &Pods);
+    assert_eq!(holders(&monitor, 47), [("MIG-9".to_owned(), "p1".to_owned())]);
+    // Labels of another profile, or of several instances, tell nothing.
+    for (n, pods) in (10..20).zip([["", "", "p1"], ["p1", "p1", ""]].into_iter().cycle()) {
+        monitor.allocate(held(n * STEP, &[("p1", &["MIG-9"])]), &Pods);
+        monitor.sample(page(n * STEP + 1, pods), &Pods);
+        assert_eq!(
+            holders(&monitor, n * STEP + 2),
+            [("MIG-9".to_owned(), "p1".to_owned())]
+        );
+    }
+}
+
+#[test]
 fn ids_match_without_regard_to_case() {
     let mut monitor = monitor();
     monitor.allocate(allocations(0, &[("p1", &[&A.to_uppercase()])]), &Pods);
