@@ -153,7 +153,8 @@ pub(crate) fn allocated(cluster: &Cluster) -> Result<Outcome> {
         ensure!(held(&devices, "gpu-a").is_empty(), "it is gone: {devices:?}");
         let other = held(&devices, "gpu-b");
         ensure!(
-            other == [(uuids[1].clone(), "exclusive".to_owned())],
+            matches!(other.as_slice(), [(uuid, method)]
+                if uuid.eq_ignore_ascii_case(&uuids[1]) && method == "exclusive"),
             "the other holds {other:?}"
         );
         Ok(())
@@ -168,6 +169,13 @@ pub(crate) fn allocated(cluster: &Cluster) -> Result<Outcome> {
     })
 }
 
+/// Whether it is the device of a UUID, however that is written.
+fn is(device: &Value, uuid: &str) -> bool {
+    device["uuid"]
+        .as_str()
+        .is_some_and(|told| told.eq_ignore_ascii_case(uuid))
+}
+
 /// What the exporter says is said of each pod's own GPU, and follows what it says.
 fn readings(cluster: &Cluster, exporter: StandIn, file: &Path, uuids: &[String; 2]) -> Result<()> {
     let write = |busy| write_page(file, &page([&uuids[0], &uuids[1]], busy));
@@ -176,7 +184,7 @@ fn readings(cluster: &Cluster, exporter: StandIn, file: &Path, uuids: &[String; 
         let [device] = devices.as_slice() else {
             anyhow::bail!("{pod} holds {devices:?}");
         };
-        ensure!(device["uuid"] == *uuid, "{pod} holds {device}, not {uuid}");
+        ensure!(is(device, uuid), "{pod} holds {device}, not {uuid}");
         let holder = &device["holders"][0];
         ensure!(
             device["holders"].as_array().is_some_and(|all| all.len() == 1) && holder["pod"] == pod,
@@ -204,7 +212,7 @@ fn readings(cluster: &Cluster, exporter: StandIn, file: &Path, uuids: &[String; 
     );
     ensure!(devices.len() == 2, "two devices: {devices:?}");
     for device in &devices {
-        let is_first = device["uuid"] == uuids[0];
+        let is_first = is(device, &uuids[0]);
         ensure!(
             device["temperature_celsius"].is_null() == is_first,
             "a blank is no temperature: {device}"
