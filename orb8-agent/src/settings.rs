@@ -309,6 +309,21 @@ impl Settings {
         Self::from_layers(flags, environment, Path::new(DEFAULT_FILE))
     }
 
+    /// Defaults, and what the environment says of GPUs: for a program that looks at them itself.
+    ///
+    /// # Errors
+    /// [`SettingsError`] for a wrong value.
+    pub fn of_gpus(environment: &impl Environment) -> Result<Self, SettingsError> {
+        let mut settings = Self::default();
+        for (index, text) in environment::values(environment)? {
+            let key = DEFINITIONS[index].names().key();
+            if key == "gpu" || key.starts_with("gpu_") {
+                settings.apply(index, Source::Environment, None, &text)?;
+            }
+        }
+        Ok(settings)
+    }
+
     fn from_layers(
         flags: &Flags,
         environment: &impl Environment,

@@ -382,7 +382,7 @@ async fn standalone(args: &TargetArgs, need: Need) -> anyhow::Result<Fleet> {
         Need::Network => SyscallMode::Off,
         Need::Counts => SyscallMode::Counts,
         Need::Latency => SyscallMode::Latency,
-        Need::Gpus => return Ok(Fleet::standalone(Standalone::gpus())),
+        Need::Gpus => return Ok(Fleet::standalone(Standalone::gpus()?)),
         Need::Running => {
             return Err(Usage(
                 "this is about an agent that goes on after the command: leave --standalone and --interface out"

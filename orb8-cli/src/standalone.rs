@@ -6,9 +6,11 @@ use anyhow::bail;
 use orb8_agent::{
     Agent, Listen,
     gpu::GpuAgent,
-    settings::{Settings, SyscallMode},
+    settings::{ProcessEnvironment, Settings, SettingsError, SyscallMode},
 };
 use tonic::transport::Channel;
+
+use crate::exit::Usage;
 
 /// What the probes of one command observe.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +43,7 @@ impl Standalone {
                  an agent with --agent HOST:PORT"
             );
         }
-        let mut settings = Settings::default();
+        let mut settings = Settings::of_gpus(&ProcessEnvironment).map_err(|error| wrong(&error))?;
         settings.interface = options
             .interfaces
             .iter()
@@ -53,8 +55,12 @@ impl Standalone {
     }
 
     /// Looks at GPUs, without any probe: needs no privileges.
-    pub(crate) fn gpus() -> Self {
-        Self::Gpus(GpuAgent::start(&Settings::default()))
+    ///
+    /// # Errors
+    /// If the environment has a wrong value for it.
+    pub(crate) fn gpus() -> anyhow::Result<Self> {
+        let settings = Settings::of_gpus(&ProcessEnvironment).map_err(|error| wrong(&error))?;
+        Ok(Self::Gpus(GpuAgent::start(&settings)))
     }
 
     /// A connection to the agent, in memory.
@@ -75,6 +81,11 @@ impl Standalone {
         }
         Ok(())
     }
+}
+
+/// A wrong value is bad usage.
+fn wrong(error: &SettingsError) -> Usage {
+    Usage(error.to_string())
 }
 
 const CAP_NET_ADMIN: u64 = 1 << 12;

@@ -919,6 +919,40 @@ fn no_gpu_is_one_line_and_no_failure() {
 }
 
 #[test]
+fn gpus_of_this_machine_are_looked_at_without_an_agent() {
+    let exporter = orb8_fake_dcgm::Exporter::local(orb8_fake_dcgm::EXAMPLE).unwrap();
+    let gpus = |url: &str, interval: &str, line: &str| {
+        let output = orb8("127.0.0.1:1", line)
+            .env_remove("ORB8_AGENT")
+            .env("ORB8_GPU_DCGM_URL", url)
+            .env("ORB8_GPU_NVML", "off")
+            .env("ORB8_GPU_POD_RESOURCES", "/nonexistent.sock")
+            .env("ORB8_GPU_INTERVAL", interval)
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    // The exporter takes its time: so does the answer.
+    exporter.fault(orb8_fake_dcgm::Fault::Slow(Duration::from_millis(700)));
+    for line in [
+        "gpu --standalone -o json",
+        "gpu --standalone -o json --watch --interval 100ms --count 1",
+    ] {
+        let (code, stdout, stderr) = gpus(&exporter.url(), "5s", line);
+        assert_eq!(code, Some(0), "{stderr}");
+        assert_eq!(stdout.lines().count(), 5, "{line}: {stdout}{stderr}");
+        assert!(stdout.contains(r#""pod":"train-0""#), "{stdout}");
+    }
+    let (code, _, stderr) = gpus(&exporter.url(), "1m", "gpu --standalone");
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(
+        stderr.contains("ORB8_GPU_INTERVAL") && stderr.contains("1s to 10s"),
+        "{stderr}"
+    );
+}
+
+#[test]
 fn an_answer_about_gpus_that_breaks_off_is_a_failure() {
     let (agent, _) = serve(Story::Broken);
     let (code, _, stderr) = run(&agent.to_string(), "gpu");

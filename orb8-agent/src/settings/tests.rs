@@ -514,3 +514,26 @@ fn plain_text_stays_on_loopback_unless_it_may_not() {
     assert_eq!(insecure.transport(), "plain text to the network (insecure)");
     assert_eq!(Case::new().load().unwrap().transport(), "plain text on loopback");
 }
+
+#[test]
+fn who_looks_at_gpus_itself_takes_what_the_environment_says_of_them() {
+    let environment = |pairs: &[(&str, &str)]| -> BTreeMap<OsString, OsString> {
+        pairs
+            .iter()
+            .map(|(name, value)| (OsString::from(name), OsString::from(value)))
+            .collect()
+    };
+    let settings = Settings::of_gpus(&environment(&[
+        ("ORB8_GPU_INTERVAL", "2s"),
+        ("ORB8_GPU_DCGM_URL", "http://dcgm:9400/metrics"),
+        ("ORB8_GRPC_PORT", "of another program"),
+    ]))
+    .unwrap();
+    assert_eq!(settings.gpu_interval, std::time::Duration::from_secs(2));
+    assert_eq!(settings.gpu_dcgm_url.get(), Some("http://dcgm:9400/metrics"));
+    let error = Settings::of_gpus(&environment(&[("ORB8_GPU_INTERVAL", "1m")])).unwrap_err();
+    assert!(
+        error.to_string().contains("ORB8_GPU_INTERVAL is \"1m\""),
+        "{error}"
+    );
+}

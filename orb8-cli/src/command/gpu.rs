@@ -85,23 +85,24 @@ async fn snapshot(
         Some(duration) => super::observe(duration, stop).await,
         None => false,
     };
-    let work = async {
-        let end = Instant::now() + super::OBSERVATION;
-        let answer = loop {
-            let query = query_of(fleet, args, what, SystemTime::now())?;
-            let answer = query::ask(fleet, &query).await?;
-            // An agent that has just begun may not have looked at its sources yet.
-            if !fleet.is_standalone() || answer.is_settled() || Instant::now() >= end {
-                break answer;
-            }
-            tokio::time::sleep(LOOK).await;
-        };
-        printer.answer(answer).await
-    };
+    let work = async { printer.answer(settled(fleet, args, what).await?).await };
     if enough {
         work.await
     } else {
         super::unless_stopped(stop, work).await
+    }
+}
+
+/// An answer after a look at all sources: an agent that has just begun may not have had one yet.
+async fn settled(fleet: &Fleet, args: &GpuAskArgs, what: What) -> anyhow::Result<Answer> {
+    let end = Instant::now() + super::OBSERVATION;
+    loop {
+        let query = query_of(fleet, args, what, SystemTime::now())?;
+        let answer = query::ask(fleet, &query).await?;
+        if !fleet.is_standalone() || answer.is_settled() || Instant::now() >= end {
+            return Ok(answer);
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -116,8 +117,13 @@ async fn watch(fleet: &Fleet, args: &GpuAskArgs, printer: &mut GpuPrinter<'_>) -
             () = super::deadline(end) => return Ok(()),
             () = printer.to.output.reader_gone() => return Ok(()),
         }
-        let query = query_of(fleet, args, printer.what, SystemTime::now())?;
-        printer.answer(query::ask(fleet, &query).await?).await?;
+        let answer = if refreshes == 0 {
+            settled(fleet, args, printer.what).await?
+        } else {
+            let query = query_of(fleet, args, printer.what, SystemTime::now())?;
+            query::ask(fleet, &query).await?
+        };
+        printer.answer(answer).await?;
         refreshes += 1;
     }
     Ok(())

@@ -59,11 +59,14 @@ impl Answer {
             .map(|source| source.name.as_str())
             .collect();
         if !readings.is_empty() && active.is_empty() {
+            // One that does not work may have GPUs to tell of.
+            let line = if readings.iter().any(|source| source.state() == State::Failed) {
+                "no GPU is known here: no source of GPU readings works"
+            } else {
+                "no GPU here: no source of GPU readings was found"
+            };
             let reasons: Vec<String> = readings.into_iter().map(gpu::source).collect();
-            return Some(format!(
-                "no GPU here: no source of GPU readings was found ({})",
-                reasons.join("; ")
-            ));
+            return Some(format!("{line} ({})", reasons.join("; ")));
         }
         let mut line = if idle {
             "no GPU that is held was idle".to_owned()
@@ -74,7 +77,9 @@ impl Answer {
         } else if active.is_empty() {
             "no GPU here: no source of GPU readings was found".to_owned()
         } else {
-            format!("no GPU here: {} names none", active.join(" and "))
+            // A note may tell of one that cannot be read.
+            let known = if self.notes.is_empty() { "" } else { " is known" };
+            format!("no GPU{known} here: {} names none", active.join(" and "))
         };
         if many {
             line.push_str(&match self.nodes {
@@ -121,8 +126,9 @@ impl Answer {
     }
 }
 
+/// A source that was not asked yet has a reason, too: that one.
 fn is_tried(source: &GpuSource) -> bool {
-    source.last.is_some() || !source.reason.is_empty() || source.state() == State::Off
+    source.last.is_some() || source.state() != State::Unspecified
 }
 
 /// Asks. The answer is held in memory: some hundred bytes a device.
@@ -397,7 +403,7 @@ mod tests {
     #[test]
     fn no_gpu_is_one_line_with_the_reasons() {
         let none = empty(vec![
-            source("dcgm", State::Failed, "connection refused"),
+            source("dcgm", State::Off, "connection refused"),
             source("nvml", State::Off, "no libnvidia-ml.so.1"),
             source("pod-resources", State::Active, ""),
             source("cuda", State::Off, "switched off (ORB8_CUDA)"),
@@ -413,6 +419,39 @@ mod tests {
             none.no_calls(false).unwrap(),
             "CUDA calls are not counted: switched off (ORB8_CUDA)"
         );
+    }
+
+    #[test]
+    fn a_source_that_does_not_work_leaves_open_whether_there_is_a_gpu() {
+        let broken = empty(vec![
+            source("dcgm", State::Off, "connection refused"),
+            source("nvml", State::Failed, "driver and library differ"),
+        ]);
+        let line = broken.no_gpu(false, false, None).unwrap();
+        assert!(
+            line.starts_with("no GPU is known here: no source of GPU readings works ("),
+            "{line}"
+        );
+        assert!(line.ends_with("; nvml: driver and library differ)"), "{line}");
+    }
+
+    #[test]
+    fn sources_are_waited_for_until_each_has_been_asked() {
+        let of = |state, reason| {
+            empty(vec![
+                source("nvml", State::Off, "no library"),
+                source("dcgm", state, reason),
+            ])
+        };
+        assert!(!empty(Vec::new()).is_settled());
+        assert!(
+            !of(State::Unspecified, "not asked yet").is_settled(),
+            "as an agent says that has just begun"
+        );
+        assert!(!of(State::Unspecified, "").is_settled());
+        for state in [State::Active, State::Failed, State::Off] {
+            assert!(of(state, "").is_settled(), "{state:?}");
+        }
     }
 
     #[test]

@@ -507,7 +507,7 @@ fn sources(story: Story) -> Vec<GpuSource> {
     let (dcgm, nvml) = ("http://localhost:9400/metrics", "libnvidia-ml.so.1");
     if devices(story, START).is_empty() {
         return vec![
-            source("dcgm", S::Failed, dcgm, "connection refused"),
+            source("dcgm", S::Off, dcgm, "connection refused"),
             source("nvml", S::Off, nvml, "no such library"),
             source("pod-resources", S::Off, socket, "no such file"),
             source(
