@@ -179,17 +179,13 @@ impl Scraper {
             });
         }
         let time = SystemTime::now();
-        let compressed = match response
+        let encoding = response
             .headers()
             .get(CONTENT_ENCODING)
-            .map(hyper::header::HeaderValue::as_bytes)
-        {
-            None | Some(b"" | b"identity") => false,
-            Some(b"gzip" | b"x-gzip") => true,
-            Some(other) => {
-                let reason = format!("its encoding is {}", other.escape_ascii());
-                return Err(self.encoding(reason));
-            }
+            .map_or(&b""[..], hyper::header::HeaderValue::as_bytes);
+        let Some(compressed) = is_compressed(encoding) else {
+            let reason = format!("its encoding is {}", encoding.escape_ascii());
+            return Err(self.encoding(reason));
         };
         let (bytes, broken) = self.receive(response.into_body(), compressed).await?;
         Ok(Page { bytes, time, broken })
@@ -271,6 +267,17 @@ impl Scraper {
     }
 }
 
+/// Whether a page of this encoding is compressed; none: in a way that was not asked for. Names of encodings have no case
+/// (RFC 9110, 8.4.1).
+fn is_compressed(encoding: &[u8]) -> Option<bool> {
+    let is = |name: &str| encoding.eq_ignore_ascii_case(name.as_bytes());
+    match () {
+        () if is("") || is("identity") => Some(false),
+        () if is("gzip") || is("x-gzip") => Some(true),
+        () => None,
+    }
+}
+
 struct Page {
     bytes: Vec<u8>,
     time: SystemTime,
@@ -325,4 +332,24 @@ fn causes(error: &(dyn StdError + 'static)) -> String {
         next = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn encodings_have_no_case() {
+        for (encoding, compressed) in [
+            ("", Some(false)),
+            ("Identity", Some(false)),
+            ("gzip", Some(true)),
+            ("GZIP", Some(true)),
+            ("X-GZip", Some(true)),
+            ("br", None),
+            ("gzip, gzip", None),
+        ] {
+            assert_eq!(is_compressed(encoding.as_bytes()), compressed, "{encoding}");
+        }
+    }
 }
