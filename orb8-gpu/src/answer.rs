@@ -20,6 +20,9 @@ use crate::{
     span::{Nanos, Span, duration, length, nanos, of_timestamp, timestamp},
 };
 
+/// Devices without a name that a note tells of, each with why.
+const UNNAMED: usize = 4;
+
 /// Why a question has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
@@ -128,8 +131,13 @@ impl Monitor {
             order(a).cmp(&order(b))
         });
         if resets > 0 {
+            let times = if resets == 1 {
+                "once".to_owned()
+            } else {
+                format!("{resets} times")
+            };
             notes.push(format!(
-                "Counters fell {resets} times, as they do after a reset or a driver's restart: what was counted in these \
+                "Counters fell {times}, as they do after a reset or a driver's restart: what was counted in these \
                  intervals is not known."
             ));
         }
@@ -235,6 +243,32 @@ impl Monitor {
             }
             _ => {}
         }
+        for ((source, unnamed), line) in SOURCES.iter().zip(&self.unnamed).zip(&self.lines) {
+            let is_fresh = line.last().is_some_and(|last| {
+                window
+                    .span
+                    .end
+                    .checked_sub(last)
+                    .is_some_and(|age| age <= window.max_age)
+            });
+            if is_fresh && !unnamed.is_empty() {
+                notes.push(format!(
+                    "{} cannot read {}, not even {}: {}{}.",
+                    source.name(),
+                    match unnamed.len() {
+                        1 => "1 GPU".to_owned(),
+                        some => format!("{some} GPUs"),
+                    },
+                    if unnamed.len() == 1 {
+                        "its name"
+                    } else {
+                        "their names"
+                    },
+                    unnamed[..unnamed.len().min(UNNAMED)].join("; "),
+                    if unnamed.len() > UNNAMED { "; …" } else { "" },
+                ));
+            }
+        }
         let first = self.lines.iter().filter_map(Timeline::first).min();
         if let Some(first) = first
             && !window.last_only
@@ -257,13 +291,14 @@ impl Monitor {
         wants_idle: bool,
     ) -> Option<(GpuDevice, Vec<Vec<IdleSpan>>, u64)> {
         let parts = known.parts(&self.lines);
-        let told: Vec<(u32, Option<Nanos>)> = parts.iter().map(|part| part.samples(window)).collect();
-        let samples = told.iter().map(|(samples, _)| *samples).max().unwrap_or_default();
+        let samples = parts.iter().map(|part| part.samples(window).0).max();
+        let samples = samples.unwrap_or_default();
+        let told = parts.each_ref().map(|part| part.last(window));
+        let last = told.iter().flatten().copied().max();
         let is_held = known.holds.iter().any(|hold| hold.absent_after.is_none());
-        if samples == 0 && !is_held {
+        if last.is_none() && !is_held {
             return None;
         }
-        let last = told.iter().filter_map(|(_, last)| *last).max();
         let is_cut = key.instance.is_none() && self.has_instances(key, window);
         let (readings, resets) = readings(&parts, window, is_cut);
         let relatives: Vec<Owner> = self
@@ -297,7 +332,7 @@ impl Monitor {
         let trouble = parts
             .iter()
             .zip(&told)
-            .filter(|(_, (samples, _))| *samples > 0)
+            .filter(|(_, last)| last.is_some())
             .find_map(|(part, _)| part.series.trouble.clone());
         let mig = key.instance.map(|instance| GpuMig {
             instance,
@@ -322,17 +357,15 @@ impl Monitor {
             sources: parts
                 .iter()
                 .zip(&told)
-                .filter(|(_, (samples, _))| *samples > 0)
+                .filter(|(_, last)| last.is_some())
                 .map(|(part, _)| SOURCES[part.source].name().to_owned())
                 .collect(),
             samples,
             last: last.map(timestamp),
-            trouble: trouble.unwrap_or_else(|| {
-                if samples == 0 {
-                    "no source tells of it any more".to_owned()
-                } else {
-                    String::new()
-                }
+            trouble: trouble.unwrap_or_else(|| match (samples, last) {
+                (0, None) => "no source tells of it any more".to_owned(),
+                (0, Some(_)) => "no sample lies in this span of time".to_owned(),
+                _ => String::new(),
             }),
             hidden_holders: 0,
         };
@@ -347,7 +380,7 @@ impl Monitor {
                 && known
                     .parts(&self.lines)
                     .iter()
-                    .any(|part| part.samples(window).0 > 0)
+                    .any(|part| part.last(window).is_some())
         })
     }
 

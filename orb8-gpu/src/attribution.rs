@@ -257,14 +257,16 @@ impl<'a> Candidate<'a> {
         } else if utilization.is_some() && self.only_idle {
             GpuMethod::AllocatedIdle
         } else if self.is_unknown {
-            if self.by_process && self.memory.is_some() {
-                GpuMethod::NvmlPid
-            } else {
-                GpuMethod::SharedEstimate
+            match (self.memory.is_some(), self.by_process) {
+                (true, true) => GpuMethod::NvmlPid,
+                // It held the device alone in the end.
+                (true, false) => sole,
+                (false, _) => GpuMethod::SharedEstimate,
             }
         } else if self.by_process {
             GpuMethod::NvmlPid
-        } else if self.by_device || alone && by_kubelet {
+        } else if self.by_device || by_kubelet && (alone || self.memory.is_some()) {
+            // Memory that was not measured at processes is that of who held the device alone in the end.
             sole
         } else {
             GpuMethod::SharedEstimate

@@ -502,6 +502,12 @@ impl Part<'_> {
         (count, last)
     }
 
+    /// The last row that tells of the device: in the window, or just before one that lies between two samples.
+    pub(crate) fn last(&self, window: &Window) -> Option<Nanos> {
+        let (_, last) = self.samples(window);
+        last.or_else(|| Some(self.line.time(self.end(window)?)))
+    }
+
     /// Parts of the window, of which rows tell that have a value.
     pub(crate) fn pieces<T>(&self, window: &Window, value: impl Fn(usize) -> Option<T>) -> Vec<(Piece, T)> {
         let mut rows = self.rows(window);

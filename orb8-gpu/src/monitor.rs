@@ -82,6 +82,8 @@ pub struct Monitor {
     labelled: Labelled,
     pub(crate) sources: Vec<GpuSource>,
     pub(crate) kubelet: Option<Kubelet>,
+    /// Of each source, devices of its last sample that have no name.
+    pub(crate) unnamed: [Vec<String>; SOURCES.len()],
     counted: Counted,
 }
 
@@ -259,6 +261,7 @@ impl Monitor {
             labelled: Labelled::default(),
             sources: Vec::new(),
             kubelet: None,
+            unnamed: Default::default(),
             counted: Counted::default(),
         }
     }
@@ -375,6 +378,7 @@ impl Monitor {
             }
         }
         self.lines[source].push(time, self.limits.history);
+        self.unnamed[source] = snapshot.unnamed;
         let max_age = self.max_age();
         let has_kubelet = self.kubelet.is_some();
         let mut seen: HashMap<u32, Option<Owner>> = HashMap::new();

@@ -174,13 +174,17 @@ impl Library {
                 }
             }
         }
+        let mut unnamed = Vec::new();
         for (index, failure) in silent {
             match self.known.get(&index).filter(|known| !told.contains(&known.uuid)) {
                 Some(known) => {
                     told.insert(known.uuid.clone());
                     devices.extend(known.lost(index, self.driver.as_deref(), &failure.to_string()));
                 }
-                None => answers.reject(format!("device {index}, whose UUID is not known: {failure}")),
+                None => {
+                    answers.reject(format!("device {index}, whose UUID is not known: {failure}"));
+                    unnamed.push(format!("device {index}: {failure}"));
+                }
             }
         }
         self.known.retain(|index, _| *index < count);
@@ -192,6 +196,7 @@ impl Library {
             devices,
             rejected: answers.rejected,
             first_rejected: answers.first_rejected,
+            unnamed,
         })
     }
 

@@ -37,6 +37,8 @@ pub struct Snapshot {
     pub rejected: u64,
     /// What was wrong with the first of them, for the log.
     pub first_rejected: Option<String>,
+    /// Devices that are there and could not be read, not even their names: which, and why. They are among the rejected.
+    pub unnamed: Vec<String>,
 }
 
 /// A device at one moment.

@@ -390,6 +390,12 @@ fn a_gpu_lost_from_the_start_is_counted_not_named() {
         assert_eq!(snapshot.devices.len(), 1);
         assert_eq!(snapshot.rejected, 1);
         rejected(&snapshot, "device 0");
+        assert_eq!(snapshot.unnamed.len(), 1, "so that an answer can tell of it");
+        assert!(
+            snapshot.unnamed[0].starts_with("device 0: "),
+            "{:?}",
+            snapshot.unnamed
+        );
         device(&snapshot, &key(1, None));
     }
 }

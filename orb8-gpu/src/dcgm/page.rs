@@ -180,6 +180,7 @@ impl Assembly {
             devices,
             rejected: self.rejected.count,
             first_rejected: self.rejected.first,
+            unnamed: Vec::new(),
         })
     }
 }

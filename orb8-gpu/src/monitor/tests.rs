@@ -87,6 +87,7 @@ fn snapshot(source: Source, seconds: u64, devices: Vec<Device>) -> Snapshot {
         devices,
         rejected: 0,
         first_rejected: None,
+        unnamed: Vec::new(),
     }
 }
 
@@ -711,6 +712,100 @@ fn devices_that_no_source_tells_of_are_shown_with_their_holders() {
     let cc = devices.iter().find(|device| device.uuid == "GPU-cc").unwrap();
     assert_eq!(cc.holders.len(), 2);
     assert!(!cc.trouble.is_empty() && cc.readings == Some(GpuReadings::default()));
+}
+
+#[test]
+fn a_device_that_has_no_name_is_told_of_while_it_is_there() {
+    let mut monitor = monitor();
+    let notes = |monitor: &Monitor, seconds| {
+        let answer = monitor.query(&GpuQuery::default(), at(seconds), None).unwrap();
+        assert!(answer.devices.is_empty());
+        answer.summary.notes
+    };
+    let mut lost = snapshot(Source::Nvml, 0, Vec::new());
+    lost.unnamed = vec!["device 1: the GPU is lost".to_owned()];
+    monitor.sample(lost, &Pods);
+    assert_eq!(
+        notes(&monitor, 1),
+        ["nvml cannot read 1 GPU, not even its name: device 1: the GPU is lost."]
+    );
+    assert_eq!(notes(&monitor, 1000), [""; 0], "nobody has looked since");
+    monitor.sample(snapshot(Source::Nvml, STEP, Vec::new()), &Pods);
+    assert_eq!(notes(&monitor, STEP), [""; 0]);
+}
+
+#[test]
+fn a_number_that_is_anothers_now_is_not_that_of_who_had_it() {
+    let mut monitor = monitor();
+    let numbered = |uuid, index| {
+        let mut device = used(key(uuid), 0.5);
+        device.index = Some(index);
+        device
+    };
+    monitor.sample(
+        snapshot(Source::Nvml, 0, vec![numbered(A, 0), numbered(B, 1)]),
+        &Pods,
+    );
+    monitor.allocate(
+        allocations(0, &[("p1", &["0"]), ("p2", &["1"])]),
+        &Pods,
+    );
+    // One falls off the bus: the driver counts those that are left.
+    monitor.sample(snapshot(Source::Nvml, STEP, vec![numbered(B, 0)]), &Pods);
+    monitor.allocate(allocations(STEP, &[("p1", &["0"])]), &Pods);
+    let devices = now(&monitor, STEP);
+    let holding: Vec<&GpuDevice> = devices
+        .iter()
+        .filter(|device| !device.holders.is_empty())
+        .collect();
+    assert_eq!(holding.len(), 1, "one number is one device: {devices:?}");
+    assert_eq!((holding[0].uuid.as_str(), holding[0].index), (B, Some(0)));
+}
+
+#[test]
+fn a_span_between_two_samples_shows_what_stands_and_where_it_is_from() {
+    let mut monitor = monitor();
+    let free = instance(B, 1);
+    monitor.sample(
+        snapshot(Source::Dcgm, 0, vec![used(key(A), 0.5), used(free.clone(), 0.5)]),
+        &Pods,
+    );
+    monitor.allocate(allocations(0, &[("p1", &[A])]), &Pods);
+    let devices = during(&monitor, 1, 3);
+    assert_eq!(devices.len(), 2, "also what nobody holds: {devices:?}");
+    for device in &devices {
+        assert_eq!(readings(device).memory_used_bytes, Some(4 << 30));
+        assert_eq!(device.sources, ["dcgm"], "no value without where it is from");
+        assert_eq!(device.trouble, "no sample lies in this span of time");
+        assert_eq!(device.samples, 0);
+        assert!(device.last.is_some());
+    }
+    let old = during(&monitor, 500, 503);
+    assert_eq!(old.len(), 1);
+    assert_eq!(old[0].trouble, "no source tells of it any more");
+    assert_eq!(
+        (old[0].sources.len(), readings(&old[0]).memory_used_bytes),
+        (0, None)
+    );
+}
+
+#[test]
+fn memory_of_who_holds_alone_is_measured_though_its_use_is_not_known() {
+    let mut monitor = monitor();
+    for step in 0..12 {
+        let time = step * STEP;
+        monitor.sample(snapshot(Source::Dcgm, time, vec![used(key(A), 0.5)]), &Pods);
+        match step {
+            0 | 1 => monitor.allocate(allocations(time, &[("p1", &[A])]), &Pods),
+            2..=10 => monitor.allocations_unknown(),
+            _ => monitor.allocate(allocations(time, &[("p2", &[A])]), &Pods),
+        }
+    }
+    // While the kubelet was silent, one left and one came.
+    let devices = during(&monitor, 0, 11 * STEP);
+    let new = holder(&devices[0], "p2");
+    assert_eq!(new.memory_bytes, Some(4 << 30));
+    assert_eq!(new.method(), GpuMethod::Exclusive, "{new:?}");
 }
 
 #[test]
