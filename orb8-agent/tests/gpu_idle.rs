@@ -193,10 +193,11 @@ async fn each_cause_is_found() {
     }
     let directory = tempfile::tempdir_in(".").unwrap();
     let file = |name: &str| directory.path().join(name).display().to_string();
+    let sender = trickle();
     let mut expected = vec![
         (
             "network",
-            Running::start(Cgroup::new("gpu-net"), &format!("network={}", trickle())),
+            Running::start(Cgroup::new("gpu-net"), &format!("network={sender}")),
         ),
         (
             "disk",
@@ -252,7 +253,11 @@ async fn each_cause_is_found() {
         assert!(!idle.evidence.is_empty());
     }
     let network = devices[0].holders[0].idle.as_ref().unwrap();
-    assert!(network.evidence.contains("recv"), "{}", network.evidence);
+    assert!(
+        network.evidence.contains("recv") && network.evidence.contains(&format!(" from {sender}")),
+        "without a pod's name, too: {}",
+        network.evidence
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

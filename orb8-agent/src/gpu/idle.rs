@@ -27,8 +27,12 @@ const ENOUGH: f64 = 0.5;
 const CLEARLY: f64 = 1.5;
 /// A share below this is not told.
 const NEGLIGIBLE: f64 = 0.01;
+/// A share below this is not told in a sentence about another.
+const NOTABLE: f64 = 0.05;
 /// Bytes received in the idle time above which waiting for readiness is waiting for a peer.
 const HEARD_BYTES: u64 = 4096;
+/// Flows of a span that are looked at for who sent most, the largest.
+const MAX_FLOWS: usize = 1024;
 
 /// What is known of a holder's idle time; times in nanoseconds.
 #[derive(Debug, Default)]
@@ -141,6 +145,7 @@ fn gather(core: &Core, owner: &v1::Endpoint, spans: &[IdleSpan]) -> Evidence {
                 (&mut evidence.strain.usage, one.usage),
                 (&mut evidence.strain.throttled, one.throttled),
                 (&mut evidence.strain.io_stalled, one.io_stalled),
+                (&mut evidence.strain.cpu_stalled, one.cpu_stalled),
             ] {
                 if let Some(more) = more {
                     *sum = Some(sum.unwrap_or_default().max(more));
@@ -155,18 +160,19 @@ fn gather(core: &Core, owner: &v1::Endpoint, spans: &[IdleSpan]) -> Evidence {
 
 /// Who sent the holder most in a span of time.
 fn peer(core: &Core, owner: &v1::Endpoint, from: u64, to: u64) -> Option<Peer> {
-    if owner.pod.is_empty() && owner.unit.is_empty() {
+    let (mut pods, mut owners) = (Vec::new(), Vec::new());
+    if !owner.pod.is_empty() {
+        pods.push(format!("{}/{}", owner.namespace, owner.pod));
+    } else if !owner.unit.is_empty() {
+        owners.push(owner.unit.clone());
+    } else if !owner.cgroup.is_empty() {
+        owners.push(owner.cgroup.clone());
+    } else {
         return None;
     }
     let filter = v1::FlowFilter {
-        pods: match owner.pod.as_str() {
-            "" => Vec::new(),
-            pod => vec![format!("{}/{pod}", owner.namespace)],
-        },
-        owners: match owner.unit.as_str() {
-            "" => Vec::new(),
-            unit => vec![unit.to_owned()],
-        },
+        pods,
+        owners,
         direction: v1::Direction::Ingress.into(),
         ..v1::FlowFilter::default()
     };
@@ -183,10 +189,13 @@ fn peer(core: &Core, owner: &v1::Endpoint, from: u64, to: u64) -> Option<Peer> {
         .select(&query, &store.owners, &core.node, unix_now_ns())
         .ok()?;
     let mut by_peer: HashMap<(String, u32), Peer> = HashMap::new();
-    for row in selection.rows.iter().take(256) {
-        let Some(flow) = store.history.flow(row, &store.owners, &core.node) else {
-            continue;
-        };
+    let flows = selection
+        .rows
+        .iter()
+        .take(MAX_FLOWS)
+        .filter_map(|row| store.history.flow(row, &store.owners, &core.node));
+    // The filter is for either end, and takes beginnings of names.
+    for flow in flows.filter(|flow| flow.dst.as_ref().is_some_and(|to| is_end(to, owner))) {
         let Some(end) = flow.src else { continue };
         let retransmits = flow
             .retransmits
@@ -203,6 +212,19 @@ fn peer(core: &Core, owner: &v1::Endpoint, from: u64, to: u64) -> Option<Peer> {
         }
     }
     by_peer.into_values().max_by_key(|peer| peer.bytes)
+}
+
+/// Whether an end of a flow is this holder, as far as flows tell: those of a pod are of all its containers.
+fn is_end(end: &v1::Endpoint, owner: &v1::Endpoint) -> bool {
+    if !owner.pod.is_empty() {
+        return end.pod == owner.pod && end.namespace == owner.namespace;
+    }
+    end.pod.is_empty()
+        && if owner.unit.is_empty() {
+            end.cgroup == owner.cgroup
+        } else {
+            end.unit == owner.unit
+        }
 }
 
 /// Names the cause, if the evidence has one.
@@ -352,16 +374,25 @@ fn causes(evidence: &Evidence) -> Vec<Cause> {
         )
     });
     let busy = evidence.strain.usage.map_or(0.0, |time| time as f64);
-    add("cpu_busy", busy, evidence.idle, &|share| {
-        let cores = busy / evidence.idle;
-        if share >= 1.0 {
-            format!("it kept {cores:.1} CPUs busy meanwhile (cpu.stat)")
+    // Who would compute and has no CPU for it is busy as well; a quota has its own cause.
+    let stalled = evidence.strain.cpu_stalled.map_or(0.0, |time| time as f64);
+    let crowded = (stalled - throttled).max(0.0);
+    add("cpu_busy", busy + crowded, evidence.idle, &|_| {
+        let (cores, waited) = (busy / evidence.idle, crowded / evidence.idle);
+        let mut text = if cores >= 1.0 {
+            format!("it kept {cores:.1} CPUs busy meanwhile")
         } else {
-            format!(
-                "it computed on a CPU for {} of idle time (cpu.stat)",
-                percent(share)
-            )
+            format!("it computed on a CPU for {} of idle time", percent(cores))
+        };
+        if waited >= NOTABLE {
+            let waited = percent(waited.min(1.0));
+            text.push_str(&format!(
+                ", and waited for one for {waited} (cpu.stat, cpu.pressure)"
+            ));
+        } else {
+            text.push_str(" (cpu.stat)");
         }
+        text
     });
     causes
 }
@@ -386,7 +417,7 @@ fn address(end: &v1::Endpoint) -> String {
 fn missing(evidence: &Evidence, causes: &[Cause]) -> String {
     let told: Vec<String> = causes
         .iter()
-        .filter(|cause| cause.share >= 0.05)
+        .filter(|cause| cause.share >= NOTABLE)
         .take(3)
         .map(|cause| format!("{} {}", cause.class, percent(cause.share)))
         .collect();
@@ -476,7 +507,68 @@ mod tests {
         busy.strain.usage = Some(25_000_000_000);
         let told = verdict(&busy);
         assert_eq!(told.cause, "cpu_busy");
-        assert!(told.evidence.contains("2.5 CPUs"), "{}", told.evidence);
+        assert_eq!(told.evidence, "it kept 2.5 CPUs busy meanwhile (cpu.stat)");
+    }
+
+    #[test]
+    fn who_has_to_wait_for_a_cpu_is_busy_too() {
+        let mut crowded = evidence(&[("network", "recvfrom", 2.0)]);
+        crowded.strain.usage = Some(3_900_000_000);
+        let told = verdict(&crowded);
+        assert_eq!(told.cause, "unknown", "{told:?}");
+        crowded.strain.cpu_stalled = Some(6_000_000_000);
+        let told = verdict(&crowded);
+        assert_eq!(
+            (told.cause.as_str(), told.evidence.as_str()),
+            (
+                "cpu_busy",
+                "it computed on a CPU for 39 % of idle time, and waited for one for 60 % (cpu.stat, cpu.pressure)"
+            )
+        );
+        // What a quota stops waits for a CPU, too: that is not the node's doing.
+        let mut quota = evidence(&[]);
+        quota.strain.usage = Some(1_000_000_000);
+        quota.strain.throttled = Some(8_500_000_000);
+        quota.strain.cpu_stalled = Some(8_600_000_000);
+        let told = verdict(&quota);
+        assert_eq!(told.cause, "cpu_throttled", "{told:?}");
+        assert!(
+            told.waits
+                .iter()
+                .all(|wait| wait.class != "cpu_busy" || wait.share < 0.2),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn a_peer_is_who_sends_to_the_holder_itself() {
+        let pod = |name: &str| v1::Endpoint {
+            namespace: "ml".to_owned(),
+            pod: name.to_owned(),
+            ..v1::Endpoint::default()
+        };
+        let holder = v1::Endpoint {
+            container: "main".to_owned(),
+            ..pod("train-1")
+        };
+        assert!(is_end(&pod("train-1"), &holder));
+        assert!(!is_end(&pod("train-10"), &holder), "its name begins so");
+        assert!(!is_end(
+            &v1::Endpoint {
+                namespace: "web".to_owned(),
+                ..pod("train-1")
+            },
+            &holder
+        ));
+        let process = |unit: &str, cgroup: &str| v1::Endpoint {
+            unit: unit.to_owned(),
+            cgroup: cgroup.to_owned(),
+            ..v1::Endpoint::default()
+        };
+        assert!(is_end(&process("", "/a"), &process("", "/a")));
+        assert!(!is_end(&process("", "/b"), &process("", "/a")));
+        assert!(is_end(&process("a.service", "/x"), &process("a.service", "")));
+        assert!(!is_end(&process("b.service", "/x"), &process("a.service", "/x")));
     }
 
     #[test]

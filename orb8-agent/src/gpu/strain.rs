@@ -1,5 +1,5 @@
-//! How the cgroups of those who hold GPUs were held up: by their CPU quota, and by I/O, as the kernel counts it (`cpu.stat` and
-//! `io.pressure` of cgroup2; Documentation/admin-guide/cgroup-v2.rst).
+//! How the cgroups of those who hold GPUs were held up: by their CPU quota, by others on the CPUs, and by I/O, as the kernel
+//! counts it (`cpu.stat`, `cpu.pressure` and `io.pressure` of cgroup2; Documentation/admin-guide/cgroup-v2.rst).
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -28,6 +28,7 @@ struct Counters {
     usage: Option<u64>,
     throttled: Option<u64>,
     io_stalled: Option<u64>,
+    cpu_stalled: Option<u64>,
 }
 
 /// What a cgroup went through in a span of time, in nanoseconds. None: not known.
@@ -39,6 +40,8 @@ pub(super) struct Strain {
     pub(super) throttled: Option<u64>,
     /// Time that at least one of its threads waited for I/O.
     pub(super) io_stalled: Option<u64>,
+    /// Time that at least one of its threads could run and had no CPU, also for want of quota.
+    pub(super) cpu_stalled: Option<u64>,
 }
 
 /// Recent counters, by path of the cgroup.
@@ -96,6 +99,7 @@ impl Strains {
                 (&mut strain.usage, before.usage, after.usage),
                 (&mut strain.throttled, before.throttled, after.throttled),
                 (&mut strain.io_stalled, before.io_stalled, after.io_stalled),
+                (&mut strain.cpu_stalled, before.cpu_stalled, after.cpu_stalled),
             ] {
                 // A counter that fell is of a new cgroup of the same name.
                 let Some(more) = before
@@ -190,12 +194,13 @@ pub(super) fn is_of(holder: &orb8_proto::v1::Endpoint, owner: &Owner) -> bool {
 fn read(root: &Path, path: &str, time_ns: u64) -> Option<Counters> {
     let directory: PathBuf = root.join(path.trim_start_matches('/'));
     let stat = fs::read_to_string(directory.join("cpu.stat")).ok()?;
-    let pressure = fs::read_to_string(directory.join("io.pressure")).unwrap_or_default();
+    let pressure = |of: &str| stalled(&fs::read_to_string(directory.join(of)).unwrap_or_default());
     Some(Counters {
         time_ns,
         usage: field(&stat, "usage_usec"),
         throttled: field(&stat, "throttled_usec").or_else(|| throttled_v1(root, path)),
-        io_stalled: stalled(&pressure),
+        io_stalled: pressure("io.pressure"),
+        cpu_stalled: pressure("cpu.pressure"),
     })
 }
 
