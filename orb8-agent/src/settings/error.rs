@@ -1,5 +1,5 @@
 //! What can be wrong with settings.
-use std::{fmt, io, path::PathBuf};
+use std::{borrow::Cow, fmt, io, path::PathBuf};
 
 use super::{FILE_VARIABLE, Source};
 
@@ -104,6 +104,18 @@ pub enum SettingsError {
     Arguments(#[from] clap::Error),
 }
 
+/// An address without the user in it, who may have a password; any other text as it is.
+fn without_user(value: &str) -> Cow<'_, str> {
+    let Some((scheme, rest)) = value.split_once("://") else {
+        return Cow::Borrowed(value);
+    };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    match authority.rfind('@') {
+        Some(at) => Cow::Owned(format!("{scheme}://…{}", &rest[at..])),
+        None => Cow::Borrowed(value),
+    }
+}
+
 struct ValueMessage<'a> {
     names: Names,
     source: Source,
@@ -122,7 +134,7 @@ impl fmt::Display for ValueMessage<'_> {
         write!(
             f,
             "{used} is \"{}\": {}; allowed: {} (also settable as {others})",
-            self.value.escape_debug(),
+            without_user(self.value).escape_debug(),
             self.reason,
             self.allowed
         )?;
@@ -134,5 +146,26 @@ impl fmt::Display for ValueMessage<'_> {
             )?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_not_repeated() {
+        for (value, shown) in [
+            (
+                "http://user:secret@host:9400/metrics",
+                "http://…@host:9400/metrics",
+            ),
+            ("http://a:b@c@host", "http://…@host"),
+            ("http://host/metrics?at=a@b", "http://host/metrics?at=a@b"),
+            ("tcp://10.96.0.7:9090", "tcp://10.96.0.7:9090"),
+            ("a@b", "a@b"),
+        ] {
+            assert_eq!(without_user(value), shown);
+        }
     }
 }
