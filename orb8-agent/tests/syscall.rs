@@ -486,6 +486,88 @@ fn calls_of_threads_and_of_killed_processes_are_counted() {
     assert_eq!(counts.errors_of(&cgroup)[&restart], 1);
 }
 
+/// More tasks than have a slot each: of a thousand among 8192 places, some sixty meet. All are in calls when others come.
+#[test]
+fn tasks_that_find_their_slot_taken_are_measured_as_exactly() {
+    if !can_run() {
+        return;
+    }
+    const THREADS: usize = 1000;
+    const CALLS: u64 = 50;
+    let mut probe = probe(Mode::Latency);
+    if probe
+        .programs()
+        .iter()
+        .any(|(_, state, ..)| *state != State::Active)
+    {
+        assert_eq!(probe.slots_in_use(), 0, "{:?}", probe.programs());
+        return;
+    }
+    let mut counts = Counts::default();
+    let nap = libc::timespec {
+        tv_sec: 3,
+        tv_nsec: 0,
+    };
+    // Twice: the second crowd gets the slots of the first.
+    for round in 0..2 {
+        let cgroup = Cgroup::new(&format!("crowd-{round}"));
+        let child = cgroup.start(|| {
+            let thread = move || {
+                call(CALLS, libc::SYS_getppid, [0; 3]);
+                // SAFETY: a valid time.
+                unsafe { libc::syscall(libc::SYS_nanosleep, &raw const nap, 0) };
+                call(CALLS, 500, [0; 3]);
+            };
+            let threads: Vec<_> = (0..THREADS)
+                .map(|_| thread::Builder::new().stack_size(64 << 10).spawn(thread).unwrap())
+                .collect();
+            for thread in threads {
+                if thread.join().is_err() {
+                    // SAFETY: ends the child.
+                    unsafe { libc::_exit(1) };
+                }
+            }
+        });
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let asleep = |counts: &Counts| counts.of(&cgroup).get(&(NATIVE, libc::SYS_nanosleep)).copied();
+        while asleep(&counts) != Some(THREADS as u64) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+            counts.read(&mut probe);
+        }
+        let crowd = probe.slots_in_use();
+        child.wait();
+        counts.read(&mut probe);
+        let calls = counts.of(&cgroup);
+        let returned = |number: i64| counts.times[&(cgroup.id, NATIVE, number as u32)].returned;
+        for (number, each) in [(libc::SYS_getppid, CALLS), (libc::SYS_nanosleep, 1), (500, CALLS)] {
+            assert_eq!(calls[&(NATIVE, number)], THREADS as u64 * each, "{number}");
+            assert_eq!(returned(number), THREADS as u64 * each, "{number}");
+        }
+        assert_eq!(
+            counts.errors_of(&cgroup)[&(NATIVE, 500, libc::ENOSYS)],
+            THREADS as u64 * CALLS
+        );
+        let slept = &counts.times[&(cgroup.id, NATIVE, libc::SYS_nanosleep as u32)];
+        // Nobody has another's beginning: 3 s are between 2^31 and 2^32 ns, and no getppid takes half a second.
+        assert_eq!(
+            slept.buckets[32..].iter().sum::<u64>(),
+            THREADS as u64,
+            "{slept:?}"
+        );
+        let short = &counts.times[&(cgroup.id, NATIVE, libc::SYS_getppid as u32)];
+        assert_eq!(short.buckets[30..].iter().sum::<u64>(), 0, "{short:?}");
+        assert!((THREADS / 2..THREADS + 500).contains(&crowd), "{crowd}");
+        // Slots do not stay with those who have gone.
+        let left = probe.slots_in_use();
+        assert!(left < crowd - THREADS / 2, "{crowd} {left}");
+    }
+    probe.set_mode(Mode::Counts).unwrap();
+    counts.read(&mut probe);
+    let stats = probe.stats();
+    assert_eq!(stats.lost, 0, "{stats:?}");
+    assert_eq!(stats.started, stats.measured + stats.unmeasured, "{stats:?}");
+}
+
 #[test]
 fn a_storm_of_processes_is_counted_exactly() {
     if !can_run() {
@@ -909,7 +991,7 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
     assert!(probe.set_event_weight(NATIVE, 576, 1).is_err());
     assert_eq!(probe.mode(), Mode::Counts);
     let states: Vec<_> = probe.programs().into_iter().map(|(_, state, ..)| state).collect();
-    assert_eq!(states, [State::Active, State::Off]);
+    assert_eq!(states, [State::Active, State::Off, State::Off]);
     probe.set_mode(Mode::Off).unwrap();
     assert!(probe.programs().iter().all(|(_, state, ..)| *state == State::Off));
     // Nothing is loaded for a probe that begins in mode off.

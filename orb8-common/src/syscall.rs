@@ -76,8 +76,10 @@ pub struct Cpu {
     pub text: [u32; 2],
     /// The same: [`Event::truncated`] and [`Event::unreadable`].
     pub text_flags: [u32; 2],
+    /// The same of a task that ends: [`CallSlot::owner`].
+    pub registers: u64,
     /// Always zero.
-    pub reserved: [u64; 4],
+    pub reserved: [u64; 3],
 }
 
 /// How a number is treated.
@@ -149,6 +151,28 @@ pub struct InCall {
     /// Number, and [`watch::NO_RESULT`].
     pub number: u32,
 }
+
+/// Binary digits of a slot's place among the [`CALL_SLOTS`].
+pub const CALL_SLOT_BITS: u32 = 13;
+/// Slots: as many tasks are measured at the least cost.
+pub const CALL_SLOTS: u32 = 1 << CALL_SLOT_BITS;
+
+/// Where one task's calls are measured, call after call until the task ends. A cache line, which no other CPU's task writes
+/// to.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CallSlot {
+    /// Whose it is: where the task's registers lie on its kernel stack, which is no other task's as long as it lives. 0:
+    /// nobody's. [`CLOSED`]: nobody may have it.
+    pub owner: u64,
+    /// The task's call.
+    pub call: InCall,
+    /// Always zero.
+    pub reserved: [u64; 3],
+}
+
+/// A [`CallSlot::owner`] that is no address.
+pub const CLOSED: u64 = 1;
 
 /// A caller's calls of one number that ended in one error.
 #[repr(C)]
@@ -223,6 +247,7 @@ mod tests {
         assert_eq!(size_of::<LatencyIndex>(), 4 * NUMBERS);
         assert_eq!(size_of::<Latency>(), 8 + 8 * LATENCY_BUCKETS);
         assert_eq!(size_of::<InCall>(), 32);
+        assert_eq!(size_of::<CallSlot>(), 64);
         assert_eq!(size_of::<ErrorKey>(), 8);
         assert_eq!(EVENT_HEAD, 112);
         assert_eq!(size_of::<Event>(), EVENT_HEAD + TEXT);

@@ -26,6 +26,16 @@ pub unsafe fn add32(counter: *mut u32, amount: u32) {
     }
 }
 
+/// As [`compare_exchange32`], for 64 bits.
+///
+/// # Safety
+/// `place` points into a map value.
+#[inline(always)]
+pub unsafe fn compare_exchange64(place: *mut u64, old: u64, new: u64) -> u64 {
+    // SAFETY: the caller's.
+    unsafe { atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(place, old, new).0 }
+}
+
 /// `*place = new` if it is `old`. Returns what it was. Needs Linux 5.12.
 ///
 /// # Safety

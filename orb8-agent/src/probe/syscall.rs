@@ -2,7 +2,8 @@
 //!
 //! Programs, all raw tracepoints, which need neither tracefs nor perf:
 //! - `orb8_sys_enter` counts each call as it is entered, and tells of those that matter one by one;
-//! - `orb8_sys_exit`, only in latency mode: how long calls took and how they ended.
+//! - `orb8_sys_exit`, only in latency mode: how long calls took and how they ended;
+//! - `orb8_task_exit`, with it: what a task needed for that goes to others as it ends.
 //!
 //! Counts lie in maps that the agent has in its own memory: reading takes no system call, stops no program, and costs a
 //! comparison of what is in use with the last copy.
@@ -144,6 +145,7 @@ pub struct SyscallProbe {
 /// Names of the programs.
 const ENTER: &str = "orb8_sys_enter";
 const EXIT: &str = "orb8_sys_exit";
+const TASK_EXIT: &str = "orb8_task_exit";
 
 impl SyscallProbe {
     /// Loads and attaches what the mode needs. Takes some ten milliseconds, most of it the verifier's.
@@ -244,21 +246,39 @@ impl SyscallProbe {
     /// State of each program, the reason where it is not active, and what the kernel says of it.
     #[must_use]
     pub fn programs(&self) -> Vec<(&'static str, v1::State, String, FdInfo)> {
-        [(ENTER, Mode::Counts), (EXIT, Mode::Latency)]
-            .into_iter()
-            .map(|(name, since)| {
-                let info = self.loaded.as_ref().and_then(|loaded| loaded.info(name));
-                if self.mode >= since {
-                    (name, v1::State::Active, String::new(), info.unwrap_or_default())
-                } else {
-                    let reason = match self.mode {
-                        Mode::Off => "syscall mode is off",
-                        Mode::Counts | Mode::Latency => "syscall mode is counts",
-                    };
-                    (name, v1::State::Off, reason.to_owned(), info.unwrap_or_default())
-                }
-            })
-            .collect()
+        let without_slots = self.loaded.as_ref().and_then(Loaded::without_slots);
+        [
+            (ENTER, Mode::Counts),
+            (EXIT, Mode::Latency),
+            (TASK_EXIT, Mode::Latency),
+        ]
+        .into_iter()
+        .map(|(name, since)| {
+            let info = self.loaded.as_ref().and_then(|loaded| loaded.info(name));
+            if self.mode >= since
+                && name == TASK_EXIT
+                && let Some(why) = without_slots
+            {
+                let reason = format!("measuring a call costs more without it: {why}");
+                (name, v1::State::Off, reason, FdInfo::default())
+            } else if self.mode >= since {
+                (name, v1::State::Active, String::new(), info.unwrap_or_default())
+            } else {
+                let reason = match self.mode {
+                    Mode::Off => "syscall mode is off",
+                    Mode::Counts | Mode::Latency => "syscall mode is counts",
+                };
+                (name, v1::State::Off, reason.to_owned(), info.unwrap_or_default())
+            }
+        })
+        .collect()
+    }
+
+    /// Tasks whose calls are measured at the least cost, in latency mode. Others find their place taken, and have storage
+    /// of their own.
+    #[must_use]
+    pub fn slots_in_use(&self) -> usize {
+        self.loaded.as_ref().map_or(0, Loaded::slots_in_use)
     }
 
     /// Bytes that all maps of the family occupy now.

@@ -38,7 +38,7 @@ pub(crate) fn orb8_sys_enter(ctx: RawTracePointContext) -> i32 {
     }
     // Last: the call's time begins here.
     if cpu.phase != 0 {
-        latency::start(cpu, caller, call, watch.flags);
+        latency::start(ctx.arg::<u64>(0), cpu, caller, call, watch.flags);
     }
     // Nobody asks, but a function's result must be used to be kept.
     result as i32

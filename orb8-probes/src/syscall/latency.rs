@@ -1,6 +1,6 @@
 //! How long calls take and how they end.
 //!
-//! A task's storage holds when its call was entered. Each call that was started is measured as it returns, or counted as
+//! When a task's call was entered is kept for its return ([`in_call`]). Each call that was started is measured as it returns, or counted as
 //! unmeasured: where there was no room, or the row has gone to another caller. Also a call that a fatal signal ends returns
 //! here; those that never do (exit) are not started.
 
@@ -12,9 +12,9 @@ use orb8_common::syscall::{Cpu, ErrorKey, InCall, LATENCY_BUCKETS, NO_ROW, NUMBE
 use orb8_probes::atomic;
 
 use crate::{
-    call::{Call, task},
+    call::Call,
     caller::{Caller, cpu},
-    maps,
+    in_call, maps,
 };
 
 /// The highest error number that a call returns (include/linux/err.h).
@@ -22,31 +22,22 @@ const MAX_ERRNO: u64 = 4095;
 
 /// Remembers that the current task is in this call.
 #[inline(always)]
-pub(crate) fn start(cpu: &mut Cpu, caller: Caller, call: Call, flags: u32) {
+pub(crate) fn start(registers: u64, cpu: &mut Cpu, caller: Caller, call: Call, flags: u32) {
     if flags & (watch::NEVER_RETURNS | watch::NOT_MEASURED) != 0 {
         // Its return must not be taken for that of a call before which did not return as calls do.
-        // SAFETY: the current task.
-        if let Some(in_call) = unsafe { maps::IN_CALL.get(task()) } {
-            if in_call.start_ns != 0 && in_call.phase == cpu.phase {
-                cpu.unmeasured += 1;
-            }
-            in_call.start_ns = 0;
+        if let Some(in_call) = in_call::entered_unmeasured(registers, cpu) {
+            in_call::forget(in_call, cpu);
         }
         return;
     }
     cpu.started += 1;
-    // SAFETY: the current task.
-    let Some(in_call) = (unsafe { maps::IN_CALL.get_or_create(task()) }) else {
+    let Some(in_call) = in_call::entered(registers, cpu) else {
         cpu.unmeasured += 1;
         return;
     };
-    if in_call.start_ns != 0 && in_call.phase == cpu.phase {
-        // The call before did not return as calls do.
-        cpu.unmeasured += 1;
-    }
+    in_call::forget(in_call, cpu);
     if caller.row == NO_ROW {
         cpu.unmeasured += 1;
-        in_call.start_ns = 0;
         return;
     }
     in_call.cgroup = caller.cgroup;
@@ -60,8 +51,7 @@ pub(crate) fn start(cpu: &mut Cpu, caller: Caller, call: Call, flags: u32) {
 /// `TP_PROTO(struct pt_regs *regs, long ret)`.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub(crate) fn orb8_sys_exit(ctx: RawTracePointContext) -> i32 {
-    // SAFETY: the current task.
-    let Some(in_call) = (unsafe { maps::IN_CALL.get(task()) }) else {
+    let Some(in_call) = in_call::returned(ctx.arg::<u64>(0)) else {
         return 0;
     };
     let start_ns = in_call.start_ns;

@@ -12,6 +12,8 @@ mod enter;
 #[cfg(target_arch = "bpf")]
 mod events;
 #[cfg(target_arch = "bpf")]
+mod in_call;
+#[cfg(target_arch = "bpf")]
 mod latency;
 #[cfg(target_arch = "bpf")]
 mod maps;

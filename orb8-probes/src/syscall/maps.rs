@@ -6,7 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf, Stack},
 };
 use orb8_common::syscall::{
-    CallerKey, Cpu, ErrorKey, InCall, Latency, LatencyIndex, NUMBERS, Row, Watch, abi,
+    CALL_SLOTS, CallSlot, CallerKey, Cpu, ErrorKey, InCall, Latency, LatencyIndex, NUMBERS, Row, Watch, abi,
 };
 use orb8_probes::task_storage::TaskStorage;
 
@@ -41,7 +41,10 @@ pub(crate) static SINCE_EVENT: PerCpuArray<u32> =
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(512 << 10, 0);
 
-/// The call that each task is in, if it is measured.
+/// The calls of most tasks. User space opens and closes it.
+#[map]
+pub(crate) static SLOTS: Array<CallSlot> = Array::with_max_entries(CALL_SLOTS, BPF_F_MMAPABLE);
+/// The calls of tasks that found no slot.
 #[btf_map]
 pub(crate) static IN_CALL: TaskStorage<InCall> = TaskStorage::new();
 /// Which of [`LATENCIES`] each number of a row has.

@@ -10,11 +10,11 @@ use aya::{
     maps::{Array, Map, MapData, RingBuf},
     programs::{RawTracePoint, raw_trace_point::RawTracePointLink},
 };
-use orb8_common::syscall::{Cpu, NUMBERS, Watch, abi};
+use orb8_common::syscall::{CALL_SLOTS, CLOSED, CallSlot, Cpu, NUMBERS, Watch, abi};
 
 use super::{
-    ENTER, EXIT, OBJECT, ReadError, SyscallOptions, SyscallSink, SyscallStats, compat, mapped::Mapped,
-    possible_cpus, read::Reader,
+    ENTER, EXIT, OBJECT, ReadError, SyscallOptions, SyscallSink, SyscallStats, TASK_EXIT, compat,
+    mapped::Mapped, possible_cpus, read::Reader,
 };
 use crate::{
     bpf::fd_info::{FdInfo, fd_info},
@@ -72,12 +72,40 @@ impl Cpus {
     }
 }
 
+/// Where most tasks' calls are measured.
+#[derive(Debug)]
+struct Slots(Mapped<CallSlot>);
+
+impl Slots {
+    /// Takes every slot from whoever has it. Only while no program looks at them.
+    fn empty(&self, owner: u64) {
+        for at in 0..self.0.len() {
+            if let [its_owner, call @ ..] = self.0.words(at) {
+                for word in call {
+                    word.store(0, Release);
+                }
+                its_owner.store(owner, Release);
+            }
+        }
+    }
+
+    fn in_use(&self) -> usize {
+        (0..self.0.len())
+            .filter_map(|at| self.0.words(at).first())
+            .filter(|owner| ![0, CLOSED].contains(&owner.load(Acquire)))
+            .count()
+    }
+}
+
 /// The loaded object.
 pub(super) struct Loaded {
     ebpf: Ebpf,
     maps: MapFds,
     watches: Array<MapData, Shared<Watch>>,
     cpus: Cpus,
+    slots: Slots,
+    /// Why there are none.
+    without_slots: Option<String>,
     reader: Reader,
     links: Vec<(&'static str, RawTracePointLink)>,
     /// Which phase of latency mode it is, or was.
@@ -148,6 +176,8 @@ impl Loaded {
         let loaded = Self {
             watches: typed(&mut ebpf, "WATCHES")?,
             cpus: Cpus(mapped(&maps, "CPUS", cpus)?),
+            slots: Slots(mapped(&maps, "SLOTS", CALL_SLOTS)?),
+            without_slots: None,
             reader: Reader::new(&mut ebpf, &maps, options)?,
             ebpf,
             maps,
@@ -207,6 +237,13 @@ impl Loaded {
     /// Measures from now on.
     pub(super) fn start_latency(&mut self) -> Result<(), LoadError> {
         self.reader.latency_starts()?;
+        self.slots.empty(0);
+        self.without_slots = None;
+        if let Err(error) = self.attach(TASK_EXIT, "sched_process_exit") {
+            // Slots would stay with tasks that have ended. All tasks have storage then: calls cost more, and nothing else.
+            self.slots.empty(CLOSED);
+            self.without_slots = Some(error.to_string());
+        }
         if let Err(error) = self.attach(EXIT, "sys_exit") {
             self.unload(|name| name != ENTER);
             return Err(error);
@@ -236,7 +273,7 @@ impl Loaded {
     fn unload(&mut self, which: impl Fn(&str) -> bool) {
         self.links.retain(|(name, _)| !which(name));
         wait_for_programs();
-        for name in [ENTER, EXIT].into_iter().filter(|name| which(name)) {
+        for name in [ENTER, EXIT, TASK_EXIT].into_iter().filter(|name| which(name)) {
             if name == ENTER {
                 self.missed += self.info(name).map_or(0, |info| info.recursion_misses);
             }
@@ -260,6 +297,16 @@ impl Loaded {
     /// What the kernel says of a program, if it is loaded.
     pub(super) fn info(&self, name: &str) -> Option<FdInfo> {
         fd_info(self.ebpf.program(name)?.fd().ok()?).ok()
+    }
+
+    /// Tasks that have a slot for their calls.
+    pub(super) fn slots_in_use(&self) -> usize {
+        self.slots.in_use()
+    }
+
+    /// Why no task has one.
+    pub(super) fn without_slots(&self) -> Option<&str> {
+        self.without_slots.as_deref()
     }
 
     pub(super) fn map_bytes(&self) -> u64 {
