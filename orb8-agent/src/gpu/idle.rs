@@ -146,6 +146,7 @@ fn gather(core: &Core, owner: &v1::Endpoint, spans: &[IdleSpan]) -> Evidence {
                 (&mut evidence.strain.throttled, one.throttled),
                 (&mut evidence.strain.io_stalled, one.io_stalled),
                 (&mut evidence.strain.cpu_stalled, one.cpu_stalled),
+                (&mut evidence.strain.memory_stalled, one.memory_stalled),
             ] {
                 if let Some(more) = more {
                     *sum = Some(sum.unwrap_or_default().max(more));
@@ -330,7 +331,16 @@ fn causes(evidence: &Evidence) -> Vec<Cause> {
         }
         text
     });
+    let short = evidence.strain.memory_stalled.map_or(0.0, |time| time as f64);
+    add("memory", short, evidence.idle, &|share| {
+        format!(
+            "threads waited for memory for {} of idle time (memory.pressure)",
+            percent(share)
+        )
+    });
+    // Pages that were dropped for want of memory are read back: that is not the disk's doing.
     let stalled = evidence.strain.io_stalled.map_or(0.0, |time| time as f64);
+    let stalled = (stalled - short).max(0.0);
     if stalled / evidence.idle.max(1.0) >= in_calls("disk") / evidence.measured.max(1.0) {
         add("disk", stalled, evidence.idle, &|share| {
             format!(
@@ -497,6 +507,17 @@ mod tests {
         assert_eq!(
             told.cause, "disk",
             "threads that wait for the reader do not make futexes the cause: {told:?}"
+        );
+        let mut short = evidence(&[]);
+        short.strain.io_stalled = Some(7_500_000_000);
+        short.strain.memory_stalled = Some(7_000_000_000);
+        let told = verdict(&short);
+        assert_eq!(
+            (told.cause.as_str(), told.evidence.as_str()),
+            (
+                "memory",
+                "threads waited for memory for 70 % of idle time (memory.pressure)"
+            )
         );
         let mut quota = evidence(&[("network", "recvfrom", 6.0)]);
         quota.strain.throttled = Some(7_000_000_000);

@@ -1,5 +1,6 @@
-//! How the cgroups of those who hold GPUs were held up: by their CPU quota, by others on the CPUs, and by I/O, as the kernel
-//! counts it (`cpu.stat`, `cpu.pressure` and `io.pressure` of cgroup2; Documentation/admin-guide/cgroup-v2.rst).
+//! How the cgroups of those who hold GPUs were held up: by their CPU quota, by others on the CPUs, by I/O, and for want of
+//! memory, as the kernel counts it (`cpu.stat`, `cpu.pressure`, `io.pressure` and `memory.pressure` of cgroup2;
+//! Documentation/admin-guide/cgroup-v2.rst).
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -29,6 +30,7 @@ struct Counters {
     throttled: Option<u64>,
     io_stalled: Option<u64>,
     cpu_stalled: Option<u64>,
+    memory_stalled: Option<u64>,
 }
 
 /// What a cgroup went through in a span of time, in nanoseconds. None: not known.
@@ -42,6 +44,8 @@ pub(super) struct Strain {
     pub(super) io_stalled: Option<u64>,
     /// Time that at least one of its threads could run and had no CPU, also for want of quota.
     pub(super) cpu_stalled: Option<u64>,
+    /// Time that at least one of its threads waited for memory to be freed or read back. Much of it is waiting for I/O, too.
+    pub(super) memory_stalled: Option<u64>,
 }
 
 /// Recent counters, by path of the cgroup.
@@ -100,6 +104,11 @@ impl Strains {
                 (&mut strain.throttled, before.throttled, after.throttled),
                 (&mut strain.io_stalled, before.io_stalled, after.io_stalled),
                 (&mut strain.cpu_stalled, before.cpu_stalled, after.cpu_stalled),
+                (
+                    &mut strain.memory_stalled,
+                    before.memory_stalled,
+                    after.memory_stalled,
+                ),
             ] {
                 // A counter that fell is of a new cgroup of the same name.
                 let Some(more) = before
@@ -201,6 +210,7 @@ fn read(root: &Path, path: &str, time_ns: u64) -> Option<Counters> {
         throttled: field(&stat, "throttled_usec").or_else(|| throttled_v1(root, path)),
         io_stalled: pressure("io.pressure"),
         cpu_stalled: pressure("cpu.pressure"),
+        memory_stalled: pressure("memory.pressure"),
     })
 }
 

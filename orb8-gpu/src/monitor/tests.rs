@@ -746,10 +746,7 @@ fn a_number_that_is_anothers_now_is_not_that_of_who_had_it() {
         snapshot(Source::Nvml, 0, vec![numbered(A, 0), numbered(B, 1)]),
         &Pods,
     );
-    monitor.allocate(
-        allocations(0, &[("p1", &["0"]), ("p2", &["1"])]),
-        &Pods,
-    );
+    monitor.allocate(allocations(0, &[("p1", &["0"]), ("p2", &["1"])]), &Pods);
     // One falls off the bus: the driver counts those that are left.
     monitor.sample(snapshot(Source::Nvml, STEP, vec![numbered(B, 0)]), &Pods);
     monitor.allocate(allocations(STEP, &[("p1", &["0"])]), &Pods);
