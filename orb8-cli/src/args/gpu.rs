@@ -53,8 +53,8 @@ UNKNOWN: time held that nobody measured, or that a server does not tell, for oth
 at the same time. WASTED: hours held and idle; what is unknown is not in it. A device that several
 pods held at once is wasted once, and told at the first of them. Hours of MIG instances are told
 apart from those of whole GPUs. CAUSE is what the holder's threads did meanwhile, as far as orb8
-knows it: network, disk, memory, futex, sleep, cpu_throttled, cpu_busy, cuda_sync; else unknown. Below it is
-what that rests on.
+knows it: network, disk, memory, futex, sleep, cpu_throttled, cpu_busy, cuda_sync; else unknown.
+Below it is what that rests on.
 
 JSON: one object a line, for each device and those who held it at once, with `held_seconds`,
 `idle_seconds`, `unknown_seconds`, `idle_share`, `cause`, `evidence` and `waits` of each holder.
