@@ -495,14 +495,11 @@ fn tasks_that_find_their_slot_taken_are_measured_as_exactly() {
     const THREADS: usize = 1000;
     const CALLS: u64 = 50;
     let mut probe = probe(Mode::Latency);
-    if probe
+    // Before Linux 5.15 nobody has a slot, and everything else holds.
+    let has_slots = probe
         .programs()
         .iter()
-        .any(|(_, state, ..)| *state != State::Active)
-    {
-        assert_eq!(probe.slots_in_use(), 0, "{:?}", probe.programs());
-        return;
-    }
+        .all(|(_, state, ..)| *state == State::Active);
     let mut counts = Counts::default();
     let nap = libc::timespec {
         tv_sec: 3,
@@ -556,10 +553,16 @@ fn tasks_that_find_their_slot_taken_are_measured_as_exactly() {
         );
         let short = &counts.times[&(cgroup.id, NATIVE, libc::SYS_getppid as u32)];
         assert_eq!(short.buckets[30..].iter().sum::<u64>(), 0, "{short:?}");
-        assert!((THREADS / 2..THREADS + 500).contains(&crowd), "{crowd}");
         // Slots do not stay with those who have gone.
         let left = probe.slots_in_use();
-        assert!(left < crowd - THREADS / 2, "{crowd} {left}");
+        if has_slots {
+            assert!(
+                crowd > THREADS / 2 && left < crowd - THREADS / 2,
+                "{crowd} {left}"
+            );
+        } else {
+            assert_eq!((crowd, left), (0, 0));
+        }
     }
     probe.set_mode(Mode::Counts).unwrap();
     counts.read(&mut probe);
@@ -687,7 +690,8 @@ fn rows_of_removed_cgroups_go_to_others_and_nothing_is_lost() {
     let mut probe = SyscallProbe::load(
         &SyscallOptions {
             callers: 24,
-            latencies: 400,
+            // Three times what the test takes at once: the rest of the machine has its own.
+            latencies: 1000,
             ..options(Mode::Latency)
         },
         Features::probe(),
@@ -718,6 +722,8 @@ fn rows_of_removed_cgroups_go_to_others_and_nothing_is_lost() {
             .copied()
             .unwrap_or(0)
     };
+    let stats = probe.stats();
+    assert!(stats.latencies < 1000, "no room: {stats:?}");
     assert_eq!(counts.remainder, BTreeMap::new());
     assert_eq!(of(steady.id, libc::SYS_getppid), 3_000_000);
     for (round, &id) in gone[1..].iter().enumerate() {
@@ -733,7 +739,6 @@ fn rows_of_removed_cgroups_go_to_others_and_nothing_is_lost() {
             100 + round
         );
     }
-    let stats = probe.stats();
     assert_eq!(stats.counted, counts.total());
     assert_eq!((stats.remainder, stats.lost, stats.errors_lost), (0, 0, 0));
     assert!(stats.rows < 24, "{stats:?}");

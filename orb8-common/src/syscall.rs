@@ -46,7 +46,7 @@ pub const NO_ROW: u32 = u32::MAX;
 
 /// What one CPU's programs keep, and what user space tells them. A CPU has two cache lines of its own.
 ///
-/// The programs of a CPU run one at a time (tracepoints of system calls disable preemption), so that nothing here but
+/// The programs of a CPU run one at a time (preemption is disabled, and no interrupt runs one), so that nothing here but
 /// `caller` and `phase` is written from elsewhere.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
