@@ -99,7 +99,7 @@ impl Loaded {
         let offsets = kernel_offsets()?;
         let mut loader = EbpfLoader::new();
         for (setting, offset) in &offsets {
-            loader.override_global(*setting, offset, true);
+            loader.override_global(setting, offset, true);
         }
         let mut ebpf = loader
             // Nothing in the object is relocated: the offsets that it needs are written into it.
