@@ -140,18 +140,7 @@ fn gather(core: &Core, owner: &v1::Endpoint, spans: &[IdleSpan]) -> Evidence {
     {
         let strains = lock(&core.gpus.strains);
         for path in paths {
-            let one = strains.during(&path, &weighted);
-            for (sum, more) in [
-                (&mut evidence.strain.usage, one.usage),
-                (&mut evidence.strain.throttled, one.throttled),
-                (&mut evidence.strain.io_stalled, one.io_stalled),
-                (&mut evidence.strain.cpu_stalled, one.cpu_stalled),
-                (&mut evidence.strain.memory_stalled, one.memory_stalled),
-            ] {
-                if let Some(more) = more {
-                    *sum = Some(sum.unwrap_or_default().max(more));
-                }
-            }
+            evidence.strain.take_most(&strains.during(&path, &weighted));
         }
     }
     evidence.synchronising = core.gpus.cuda.synchronising(owner, &weighted);

@@ -22,15 +22,11 @@ const MAX_CGROUPS: usize = 256;
 /// Times that are kept of each; older ones go.
 const MAX_TIMES: usize = 768;
 
-/// Counters of a cgroup at a moment, in microseconds since it was made. None: the kernel does not tell.
+/// Counters of a cgroup at a moment, since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counters {
     time_ns: u64,
-    usage: Option<u64>,
-    throttled: Option<u64>,
-    io_stalled: Option<u64>,
-    cpu_stalled: Option<u64>,
-    memory_stalled: Option<u64>,
+    total: Strain,
 }
 
 /// What a cgroup went through in a span of time, in nanoseconds. None: not known.
@@ -46,6 +42,38 @@ pub(super) struct Strain {
     pub(super) cpu_stalled: Option<u64>,
     /// Time that at least one of its threads waited for memory to be freed or read back. Much of it is waiting for I/O, too.
     pub(super) memory_stalled: Option<u64>,
+}
+
+impl Strain {
+    fn each(&self) -> [Option<u64>; 5] {
+        let Self {
+            usage,
+            throttled,
+            io_stalled,
+            cpu_stalled,
+            memory_stalled,
+        } = *self;
+        [usage, throttled, io_stalled, cpu_stalled, memory_stalled]
+    }
+
+    /// In the same order.
+    fn each_mut(&mut self) -> [&mut Option<u64>; 5] {
+        let Self {
+            usage,
+            throttled,
+            io_stalled,
+            cpu_stalled,
+            memory_stalled,
+        } = self;
+        [usage, throttled, io_stalled, cpu_stalled, memory_stalled]
+    }
+
+    /// Takes the larger of both, for cgroups of one holder may lie within each other.
+    pub(super) fn take_most(&mut self, other: &Self) {
+        for (most, other) in self.each_mut().into_iter().zip(other.each()) {
+            *most = (*most).max(other);
+        }
+    }
 }
 
 /// Recent counters, by path of the cgroup.
@@ -99,17 +127,8 @@ impl Strains {
             if part <= 0.0 {
                 continue;
             }
-            for (sum, before, after) in [
-                (&mut strain.usage, before.usage, after.usage),
-                (&mut strain.throttled, before.throttled, after.throttled),
-                (&mut strain.io_stalled, before.io_stalled, after.io_stalled),
-                (&mut strain.cpu_stalled, before.cpu_stalled, after.cpu_stalled),
-                (
-                    &mut strain.memory_stalled,
-                    before.memory_stalled,
-                    after.memory_stalled,
-                ),
-            ] {
+            let totals = before.total.each().into_iter().zip(after.total.each());
+            for (sum, (before, after)) in strain.each_mut().into_iter().zip(totals) {
                 // A counter that fell is of a new cgroup of the same name.
                 let Some(more) = before
                     .zip(after)
@@ -117,7 +136,7 @@ impl Strains {
                 else {
                     continue;
                 };
-                *sum.get_or_insert(0) += (more as f64 * 1000.0 * part) as u64;
+                *sum.get_or_insert(0) += (more as f64 * part) as u64;
             }
         }
         strain
@@ -203,25 +222,32 @@ pub(super) fn is_of(holder: &orb8_proto::v1::Endpoint, owner: &Owner) -> bool {
 fn read(root: &Path, path: &str, time_ns: u64) -> Option<Counters> {
     let directory: PathBuf = root.join(path.trim_start_matches('/'));
     let stat = fs::read_to_string(directory.join("cpu.stat")).ok()?;
-    let pressure = |of: &str| stalled(&fs::read_to_string(directory.join(of)).unwrap_or_default());
+    // The kernel tells microseconds.
+    let nanoseconds = |told: Option<u64>| told.map(|us| us.saturating_mul(1000));
+    let pressure = |of: &str| {
+        let text = fs::read_to_string(directory.join(of)).unwrap_or_default();
+        nanoseconds(stalled(&text))
+    };
     Some(Counters {
         time_ns,
-        usage: field(&stat, "usage_usec"),
-        throttled: field(&stat, "throttled_usec").or_else(|| throttled_v1(root, path)),
-        io_stalled: pressure("io.pressure"),
-        cpu_stalled: pressure("cpu.pressure"),
-        memory_stalled: pressure("memory.pressure"),
+        total: Strain {
+            usage: nanoseconds(field(&stat, "usage_usec")),
+            throttled: nanoseconds(field(&stat, "throttled_usec")).or_else(|| throttled_v1(root, path)),
+            io_stalled: pressure("io.pressure"),
+            cpu_stalled: pressure("cpu.pressure"),
+            memory_stalled: pressure("memory.pressure"),
+        },
     })
 }
 
-/// The same where quotas are cgroup1's, in microseconds: its hierarchies lie beside that of cgroup2, and container runtimes
+/// The same where quotas are cgroup1's, which tells nanoseconds: its hierarchies lie beside that of cgroup2, and container runtimes
 /// give a container the same path in all (Documentation/scheduler/sched-bwc.rst).
 fn throttled_v1(root: &Path, path: &str) -> Option<u64> {
     let beside = root.parent()?;
     ["cpu", "cpu,cpuacct"].into_iter().find_map(|controller| {
         let directory = beside.join(controller).join(path.trim_start_matches('/'));
         let stat = fs::read_to_string(directory.join("cpu.stat")).ok()?;
-        Some(field(&stat, "throttled_time")? / 1000)
+        field(&stat, "throttled_time")
     })
 }
 
@@ -265,8 +291,10 @@ mod tests {
                 "/a",
                 Counters {
                     time_ns: seconds * 1_000_000_000,
-                    throttled: Some(throttled),
-                    ..Counters::default()
+                    total: Strain {
+                        throttled: Some(throttled * 1000),
+                        ..Strain::default()
+                    },
                 },
             );
         }
