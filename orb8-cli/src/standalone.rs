@@ -6,7 +6,7 @@ use anyhow::bail;
 use orb8_agent::{
     Agent, Listen,
     gpu::GpuAgent,
-    settings::{ProcessEnvironment, Settings, SettingsError, SyscallMode},
+    settings::{ProcessEnvironment, Settings, SyscallMode},
 };
 use tonic::transport::Channel;
 
@@ -43,7 +43,7 @@ impl Standalone {
                  an agent with --agent HOST:PORT"
             );
         }
-        let mut settings = Settings::of_gpus(&ProcessEnvironment).map_err(|error| wrong(&error))?;
+        let mut settings = settings()?;
         settings.interface = options
             .interfaces
             .iter()
@@ -59,8 +59,7 @@ impl Standalone {
     /// # Errors
     /// If the environment has a wrong value for it.
     pub(crate) fn gpus() -> anyhow::Result<Self> {
-        let settings = Settings::of_gpus(&ProcessEnvironment).map_err(|error| wrong(&error))?;
-        Ok(Self::Gpus(GpuAgent::start(&settings)))
+        Ok(Self::Gpus(GpuAgent::start(&settings()?)))
     }
 
     /// A connection to the agent, in memory.
@@ -83,9 +82,9 @@ impl Standalone {
     }
 }
 
-/// A wrong value is bad usage.
-fn wrong(error: &SettingsError) -> Usage {
-    Usage(error.to_string())
+/// The defaults, but for what the environment says of GPUs; a wrong value there is bad usage.
+fn settings() -> Result<Settings, Usage> {
+    Settings::of_gpus(&ProcessEnvironment).map_err(|error| Usage(error.to_string()))
 }
 
 const CAP_NET_ADMIN: u64 = 1 << 12;

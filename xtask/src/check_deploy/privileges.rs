@@ -78,6 +78,18 @@ pub(super) struct Meant<'a> {
     pub(super) gpu_profiling: bool,
 }
 
+/// The pods of a DaemonSet, and their one container.
+const POD: &str = "/spec/template/spec";
+const CONTAINER: &str = "/spec/template/spec/containers/0";
+
+fn pod(field: &str) -> String {
+    format!("{POD}/{field}")
+}
+
+fn container(field: &str) -> String {
+    format!("{CONTAINER}/{field}")
+}
+
 /// The DaemonSet of the exporter.
 const GPU_EXPORTER: &str = "orb8-gpu-exporter";
 
@@ -206,11 +218,6 @@ impl Check<'_> {
     }
 
     fn daemon_set(&mut self, meant: Meant<'_>) {
-        const POD: &str = "/spec/template/spec";
-        const CONTAINER: &str = "/spec/template/spec/containers/0";
-        let pod = |field: &str| format!("{POD}/{field}");
-        let container = |field: &str| format!("{CONTAINER}/{field}");
-
         self.only_fields(POD, POD_FIELDS);
         self.is(&pod("hostNetwork"), &json!(true));
         self.is(&pod("hostPID"), &json!(true));
@@ -264,10 +271,6 @@ impl Check<'_> {
 
     /// It is on the node's network and root, and nothing else.
     fn gpu_exporter(&mut self, meant: Meant<'_>) {
-        const POD: &str = "/spec/template/spec";
-        const CONTAINER: &str = "/spec/template/spec/containers/0";
-        let pod = |field: &str| format!("{POD}/{field}");
-        let container = |field: &str| format!("{CONTAINER}/{field}");
         if !meant.gpu_exporter {
             self.problem("nobody asked for an exporter");
         }
