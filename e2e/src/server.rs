@@ -156,9 +156,7 @@ fn asked_meanwhile(cluster: &Cluster, kill: impl FnOnce() -> Result<()> + Send) 
             "flows", "-n", NAMESPACE, "--port", &port, "-o", "json", "--strict",
         ]);
         ensure!(began.elapsed() < DEADLINE, "an answer took {:?}", began.elapsed());
-        let (told, mut lacks) = answer.context("no answer")?;
-        // What passed an interface of another scenario before the programs were on it, on a slow machine: told ever since.
-        lacks.retain(|note| !note.contains("network/interface lost"));
+        let (told, lacks) = answer.context("no answer")?;
         if !lacks.is_empty() {
             return Ok(lacks);
         }

@@ -161,8 +161,17 @@ fn hook(core: &Core, hooks: &[Hook]) -> HookStats {
     sum
 }
 
-/// What passed each stage, and what each stage lost: `seen = counted + filtered + lost`.
-pub(crate) fn ledger(core: &Core) -> Vec<v1::LedgerRow> {
+/// The whole ledger: every family's rows.
+fn ledger(core: &Core) -> Vec<v1::LedgerRow> {
+    let mut rows = network_ledger(core);
+    rows.extend(syscall_ledger(core));
+    rows.extend(core.gpus.ledger());
+    rows
+}
+
+/// What passed each stage on its way to a flow, and what each stage lost: `seen = counted + filtered + lost`. An answer
+/// about flows lacks nothing for what another family lost.
+pub(crate) fn network_ledger(core: &Core) -> Vec<v1::LedgerRow> {
     let row = |stage: &str, unit: &str, seen: u64, filtered: u64, lost: u64, advice: &str| {
         ledger::row("network", stage, unit, [seen, filtered, lost], advice)
     };
@@ -267,8 +276,6 @@ pub(crate) fn ledger(core: &Core) -> Vec<v1::LedgerRow> {
         ),
     ];
     rows.extend(lock(&core.store).history.ledger());
-    rows.extend(syscall_ledger(core));
-    rows.extend(core.gpus.ledger());
     rows
 }
 

@@ -24,7 +24,7 @@ use crate::{
     live::{Live, Received, Subscription, ring_losses},
     pods,
     probe::{kernel_clock::unix_now_ns, syscall::Mode},
-    status::{agent_status, ledger},
+    status::{agent_status, network_ledger, syscall_ledger},
     store::{Filter, LiveEvent, LiveFilter, Selection, UID, timestamp},
     syscalls::{
         CallQuery, CallQueryError, CallSubscription, LiveCall, LiveCallFilter, ReceivedCall, SyscallLive,
@@ -121,7 +121,7 @@ impl Orbit {
                     .select(&query, &store.owners, &core.node, unix_now_ns())
             }
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-            selection.summary.ledger = ledger(&core);
+            selection.summary.ledger = network_ledger(&core);
             Ok::<_, Status>(selection)
         })
         .await
@@ -204,7 +204,7 @@ impl OrbitService for Orbit {
                         .to_owned(),
                 );
             }
-            selection.summary.ledger = crate::status::syscall_ledger(&core);
+            selection.summary.ledger = syscall_ledger(&core);
             selection
         })
         .await

@@ -181,6 +181,12 @@ impl<'a> Agent<'a> {
         let (flows, summary) = answer.unwrap_or_else(|error| panic!("{error}:\n{}", self.log()));
         let summary = summary.expect("an answer without summary is not complete");
         assert_eq!(summary.matched_flows, flows.len() as u64);
+        // Whatever another family lost, no flow is missing for it.
+        let families: Vec<&str> = summary.ledger.iter().map(|row| row.family.as_str()).collect();
+        assert!(
+            !families.is_empty() && families.iter().all(|&family| family == "network"),
+            "{families:?}"
+        );
         Flows { flows }
     }
 
