@@ -2,23 +2,22 @@
 #   docker build -t orb8-agent .
 # The eBPF programs come compiled, so stable Rust is all it takes.
 FROM rust:1-bookworm AS build
-# Some dependencies have C in them, which is to be compiled against musl.
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends musl-tools \
-    && rm -rf /var/lib/apt/lists/*
 WORKDIR /orb8
 # First, so that a change of the sources does not fetch the toolchain anew.
 COPY rust-toolchain.toml .
-RUN rustup target add "$(uname -m)-unknown-linux-musl"
+RUN rustup show
 COPY . .
 # Nothing of where this is built gets into the programs.
-ENV TARGET_CC=musl-gcc RUSTFLAGS=--remap-path-prefix=/orb8=.
-RUN target="$(uname -m)-unknown-linux-musl" \
-    && cargo build --locked --release --target "$target" \
-        --package orb8-image --bin orb8-programs \
-    && mkdir /image \
-    && cp "target/$target/release/orb8-programs" /image/ \
-    && for name in orb8-agent orb8-server orb8; do ln -s orb8-programs "/image/$name"; done
+ENV RUSTFLAGS=--remap-path-prefix=/orb8=.
+# With the C library that they are linked with: a static program cannot load NVML.
+RUN cargo build --locked --release --package orb8-image --bin orb8-programs \
+    && mkdir -p /image/lib64 /image/usr \
+    && cp target/release/orb8-programs /image/ \
+    && for name in orb8-agent orb8-server orb8; do ln -s orb8-programs "/image/$name"; done \
+    && ln -s lib64 /image/lib && ln -s ../lib64 /image/usr/lib && ln -s ../lib64 /image/usr/lib64 \
+    && case "$(uname -m)" in x86_64) start=ld-linux-x86-64.so.2 ;; *) start=ld-linux-aarch64.so.1 ;; esac \
+    && for name in "$start" libc.so.6 libgcc_s.so.1 libm.so.6 libdl.so.2 libpthread.so.0 librt.so.1; do \
+        cp --dereference "$(cc -print-file-name="$name")" /image/lib64/; done
 
 FROM scratch
 # `--build-arg VERSION=…` for another one than the workspace's.

@@ -31,6 +31,8 @@ pub(crate) struct Cluster {
     pub(crate) device_plugin: Option<String>,
     /// Serves an exporter's page until it is killed.
     pub(crate) gpu_exporter: Option<String>,
+    /// A directory of the first node with a `libnvidia-ml.so.1`.
+    pub(crate) nvml: Option<String>,
     pub(crate) node_hooks: Option<(String, String)>,
 }
 
@@ -106,6 +108,7 @@ impl Cluster {
             api_hooks: options.api_stop.clone().zip(options.api_start.clone()),
             device_plugin: options.device_plugin.clone(),
             gpu_exporter: options.gpu_exporter.clone(),
+            nvml: options.nvml.clone(),
             node_hooks: options.node_cut.clone().zip(options.node_join.clone()),
         };
         let nodes = cluster.json(&["get", "nodes"]).context("is KUBECONFIG set?")?;

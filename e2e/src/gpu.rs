@@ -169,6 +169,41 @@ pub(crate) fn allocated(cluster: &Cluster) -> Result<Outcome> {
     })
 }
 
+/// The driver's library, where a container runtime puts it, is one that the programs of the image can load.
+pub(crate) fn nvml(cluster: &Cluster) -> Result<Outcome> {
+    let Some(libraries) = &cluster.nvml else {
+        return Ok(Outcome::Skipped(
+            "no directory with a libnvidia-ml.so.1 is given (--nvml)".to_owned(),
+        ));
+    };
+    let agents = cluster.json(&["-n", "orb8", "get", "daemonset", "orb8-agent"])?;
+    let image = agents["spec"]["template"]["spec"]["containers"][0]["image"]
+        .as_str()
+        .context("orb8-agent has no image")?;
+    cluster.apply(&manifests::looking_pod(
+        "gpu-nvml",
+        &cluster.nodes[0],
+        image,
+        libraries,
+    ))?;
+    let mut told = String::new();
+    cluster.within(Duration::from_secs(60), || {
+        let phase = cluster.pod_field("gpu-nvml", "/status/phase")?;
+        told = cluster.kubectl(&["-n", NAMESPACE, "logs", "gpu-nvml"])?;
+        ensure!(phase == "Succeeded", "{phase}: {told}");
+        Ok(())
+    })?;
+    cluster.delete_pod("gpu-nvml")?;
+    let devices = json_lines(&told)?;
+    let found = devices.iter().find(|device| device["model"] == "NVIDIA L40S");
+    let found = found.with_context(|| format!("no NVIDIA L40S: {told}"))?;
+    ensure!(
+        found["source"] == "nvml" && found["utilization"] == 0.91,
+        "not what the library says: {found}"
+    );
+    Ok(Outcome::Passed)
+}
+
 /// Whether it is the device of a UUID, however that is written.
 fn is(device: &Value, uuid: &str) -> bool {
     device["uuid"]

@@ -50,6 +50,10 @@ struct Options {
     /// Command that serves the dcgm-exporter page of the file $PAGE at 127.0.0.1:9400 of the first node, until it is killed.
     #[arg(long, env = "ORB8_E2E_GPU_EXPORTER")]
     gpu_exporter: Option<String>,
+    /// Directory of the first node with a libnvidia-ml.so.1 that tells of an "NVIDIA L40S" at 91 %: orb8-fake-nvml's with its
+    /// example.json.
+    #[arg(long, env = "ORB8_E2E_NVML")]
+    nvml: Option<String>,
     /// Leave the namespace for a look.
     #[arg(long)]
     keep: bool,

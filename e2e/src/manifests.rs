@@ -59,6 +59,18 @@ pub(crate) fn pod_with_directory(name: &str, node: &str, image: &str, host: &str
     pod.to_string()
 }
 
+/// A pod of orb8's own image that says once what GPUs it sees, with a directory of the node where a container runtime puts
+/// the driver's libraries.
+pub(crate) fn looking_pod(name: &str, node: &str, image: &str, libraries: &str) -> String {
+    let mut pod: Value = pod(name, node, &[container("main", image, &["gpu", "-o", "json"])]);
+    pod["spec"]["restartPolicy"] = json!("Never");
+    pod["spec"]["volumes"] = json!([{"name": "host", "hostPath": {"path": libraries, "type": "Directory"}}]);
+    let container = &mut pod["spec"]["containers"][0];
+    container["command"] = json!(["/orb8"]);
+    container["volumeMounts"] = json!([{"name": "host", "mountPath": "/usr/lib/x86_64-linux-gnu"}]);
+    pod.to_string()
+}
+
 /// A pod that sends by itself, and has said what in its log when it ends.
 pub(crate) fn sending_pod(name: &str, node: &str, image: &str, arguments: &[&str]) -> String {
     let mut pod = pod(name, node, &[container("main", image, arguments)]);

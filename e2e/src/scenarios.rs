@@ -48,6 +48,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("a seccomp profile of a pod fits it", syscalls::seccomp),
     ("a system call that a pod had never made", syscalls::new),
     ("GPUs that the kubelet hands out", gpu::allocated),
+    ("the image loads NVML", gpu::nvml),
     ("every node answers, over TLS", server::nodes),
     ("an edge over two nodes, to the byte", server::edge_over_nodes),
     ("a token sees its namespaces alone", server::token),

@@ -1,5 +1,8 @@
-//! Makes the container image without a container engine: one static program, which is called by several names, in an OCI archive
-//! (<https://github.com/opencontainers/image-spec>, v1.1), which containerd, kind and Docker load.
+//! Makes the container image without a container engine: one program, which is called by several names, with the C library that it
+//! was linked with, in an OCI archive (<https://github.com/opencontainers/image-spec>, v1.1), which containerd, kind and Docker
+//! load.
+//!
+//! The program is linked dynamically, for a static one cannot load NVML, which a container runtime adds to a container.
 //!
 //! Two runs over the same sources give the same bytes: files are in a fixed order, with a fixed time and owner.
 
@@ -58,8 +61,8 @@ enum Arch {
 impl Arch {
     const fn target(self) -> &'static str {
         match self {
-            Self::Amd64 => "x86_64-unknown-linux-musl",
-            Self::Arm64 => "aarch64-unknown-linux-musl",
+            Self::Amd64 => "x86_64-unknown-linux-gnu",
+            Self::Arm64 => "aarch64-unknown-linux-gnu",
         }
     }
 
@@ -70,30 +73,92 @@ impl Arch {
         }
     }
 
-    /// Environment for the C code in dependencies, and for linking; and what to install for it.
-    const fn toolchain(
-        self,
-    ) -> (
-        &'static [(&'static str, &'static str)],
-        &'static str,
-        &'static str,
-    ) {
+    /// Whether this machine has such a processor.
+    fn is_own(self) -> bool {
+        self.target().starts_with(std::env::consts::ARCH)
+    }
+
+    /// The C compiler, by which programs are linked, and what to install for it.
+    fn compiler(self) -> (&'static str, &'static str) {
         match self {
+            _ if self.is_own() => ("cc", "gcc libc6-dev"),
             Self::Amd64 => (
-                &[("CC_x86_64_unknown_linux_musl", "musl-gcc")],
-                "musl-gcc",
-                "musl-tools",
+                "x86_64-linux-gnu-gcc",
+                "gcc-x86-64-linux-gnu libc6-dev-amd64-cross",
             ),
             Self::Arm64 => (
-                &[
-                    ("CC_aarch64_unknown_linux_musl", "aarch64-linux-gnu-gcc"),
-                    ("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld"),
-                ],
                 "aarch64-linux-gnu-gcc",
-                "gcc-aarch64-linux-gnu",
+                "gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
             ),
         }
     }
+
+    /// Environment for the C code in dependencies, and for linking, where the machine's own compiler is not the one.
+    fn environment(self) -> Vec<(&'static str, &'static str)> {
+        let (compiler, _) = self.compiler();
+        match self {
+            _ if self.is_own() => Vec::new(),
+            Self::Amd64 => vec![
+                ("CC_x86_64_unknown_linux_gnu", compiler),
+                ("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER", compiler),
+            ],
+            Self::Arm64 => vec![
+                ("CC_aarch64_unknown_linux_gnu", compiler),
+                ("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", compiler),
+            ],
+        }
+    }
+
+    /// What starts a program, by the path that programs have it at (without the first slash).
+    const fn interpreter(self) -> &'static str {
+        match self {
+            Self::Amd64 => "lib64/ld-linux-x86-64.so.2",
+            Self::Arm64 => "lib/ld-linux-aarch64.so.1",
+        }
+    }
+}
+
+/// Where libraries are in the image, and its other names, of which each distribution's `ld.so` and each container runtime
+/// knows some.
+const LIBRARY_FOLDER: &str = "lib64";
+const LIBRARY_FOLDER_NAMES: [(&str, &str); 3] = [
+    ("lib", "lib64"),
+    ("usr/lib", "../lib64"),
+    ("usr/lib64", "../lib64"),
+];
+/// What the program needs; and the last ones NVML.
+const LIBRARIES: [&str; 6] = [
+    "libc.so.6",
+    "libgcc_s.so.1",
+    "libm.so.6",
+    "libdl.so.2",
+    "libpthread.so.0",
+    "librt.so.1",
+];
+
+/// A file of the image: its path and its contents.
+type File = (String, Vec<u8>);
+
+/// The libraries of the compiler that the program is linked by, with what starts it.
+fn libraries(arch: Arch) -> Result<Vec<File>> {
+    let (compiler, package) = arch.compiler();
+    let interpreter = Path::new(arch.interpreter())
+        .file_name()
+        .and_then(|name| name.to_str());
+    let names = interpreter.into_iter().chain(LIBRARIES);
+    names
+        .map(|name| {
+            let found = Command::new(compiler)
+                .arg(format!("-print-file-name={name}"))
+                .output()
+                .with_context(|| format!("{compiler} does not run: apt-get install {package}"))?;
+            // The name alone, if it has no such file.
+            let path = String::from_utf8(found.stdout)?;
+            let contents = fs::read(path.trim())
+                .with_context(|| format!("{compiler} has no {name}: apt-get install {package}"))?;
+            Ok((format!("{LIBRARY_FOLDER}/{name}"), contents))
+        })
+        .collect()
 }
 
 /// Options of `image`.
@@ -142,7 +207,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "--name {name}: NAME:TAG is needed, such as {NAME}:dev"
     );
     let program = build(root, options.arch, content, options.debug)?;
-    let archive = archive(content, &program, options.arch, &name)?;
+    let compression = if options.debug {
+        Compression::fast()
+    } else {
+        Compression::best()
+    };
+    let libraries = libraries(options.arch)?;
+    let archive = archive(content, &program, &libraries, options.arch, &name, compression)?;
     if let Some(parent) = out.parent() {
         fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     }
@@ -169,14 +240,41 @@ fn mib(bytes: usize) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// Builds the static program; returns its contents.
+/// Builds the program; returns its contents.
 fn build(root: &Path, arch: Arch, content: Content, debug: bool) -> Result<Vec<u8>> {
-    let (environment, compiler, package) = arch.toolchain();
+    let (compiler, package) = arch.compiler();
     ensure!(
         Command::new(compiler).arg("--version").output().is_ok(),
         "{compiler} is not on the PATH: apt-get install {package}"
     );
-    let target = arch.target();
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
+        .current_dir(root)
+        .args(["build", "--locked"])
+        .envs(arch.environment());
+    let mut path = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    if debug && arch.is_own() {
+        // With all the others and their tests: what these have compiled is taken. Alone, dependencies would have fewer features.
+        cargo.args(["--bins", "--tests"]);
+    } else {
+        let target = arch.target();
+        add_standard_library(target)?;
+        cargo
+            .args(["--target", target])
+            .args((!debug).then_some("--release"))
+            .args(["-p", content.package, "--bin", content.program])
+            // Nothing of where the checkout lies gets into the image.
+            .env("RUSTFLAGS", format!("--remap-path-prefix={}=.", root.display()));
+        path.push(target);
+    }
+    let status = cargo.status().context("cannot run cargo")?;
+    ensure!(status.success(), "the program did not build");
+    path.extend([if debug { "debug" } else { "release" }, content.program]);
+    fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Has rustup add the standard library for a target, if it is missing.
+fn add_standard_library(target: &str) -> Result<()> {
     let sysroot = Command::new("rustc")
         .args(["--print", "sysroot"])
         .output()?
@@ -191,23 +289,7 @@ fn build(root: &Path, arch: Arch, content: Content, debug: bool) -> Result<Vec<u
             "the Rust standard library for {target} is missing: rustup target add {target}"
         );
     }
-    let status = Command::new(env!("CARGO"))
-        .current_dir(root)
-        .args(["build", "--locked", "--target", target])
-        .args((!debug).then_some("--release"))
-        .args(["-p", content.package, "--bin", content.program])
-        .envs(environment.iter().copied())
-        // Nothing of where the checkout lies gets into the image.
-        .env("RUSTFLAGS", format!("--remap-path-prefix={}=.", root.display()))
-        .status()
-        .context("cannot run cargo")?;
-    ensure!(status.success(), "the static program did not build");
-    let directory = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let path = directory
-        .join(target)
-        .join(if debug { "debug" } else { "release" })
-        .join(content.program);
-    fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+    Ok(())
 }
 
 #[derive(Debug)]
@@ -219,15 +301,31 @@ struct Archive {
     digest: String,
 }
 
-/// Makes the archive of an image with these programs at its root.
-fn archive(content: Content, program: &[u8], arch: Arch, name: &str) -> Result<Archive> {
+/// Makes the archive of an image with this program and its names at the root.
+fn archive(
+    content: Content,
+    program: &[u8],
+    libraries: &[File],
+    arch: Arch,
+    name: &str,
+    compression: Compression,
+) -> Result<Archive> {
     let mut layer = tar::Builder::new(Vec::new());
     append(&mut layer, content.program, program, 0o755)?;
     for name in content.names {
         link(&mut layer, name, content.program)?;
     }
+    for path in [LIBRARY_FOLDER, "usr"] {
+        folder(&mut layer, path)?;
+    }
+    for (name, to) in LIBRARY_FOLDER_NAMES {
+        link(&mut layer, name, to)?;
+    }
+    for (path, contents) in libraries {
+        append(&mut layer, path, contents, 0o755)?;
+    }
     let layer = layer.into_inner()?;
-    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
+    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), compression);
     gzip.write_all(&layer)?;
     let compressed = gzip.finish()?;
     let config = serde_json::to_vec(&json!({
@@ -286,9 +384,21 @@ fn archive(content: Content, program: &[u8], arch: Arch, name: &str) -> Result<A
     Ok(Archive {
         bytes: archive.into_inner()?,
         layer_bytes: compressed.len(),
-        unpacked_bytes: program.len(),
+        unpacked_bytes: layer.len(),
         digest: digest(&manifest),
     })
+}
+
+/// Adds a directory.
+fn folder(archive: &mut tar::Builder<Vec<u8>>, path: &str) -> Result<()> {
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(tar::EntryType::Directory);
+    header.set_size(0);
+    header.set_mode(0o755);
+    header.set_mtime(0);
+    archive
+        .append_data(&mut header, path, &[][..])
+        .with_context(|| format!("cannot add {path} to the archive"))
 }
 
 /// Adds a symbolic link.
@@ -356,7 +466,19 @@ mod tests {
 
     #[test]
     fn every_digest_is_of_what_is_there() {
-        let image = archive(PROGRAMS, b"program", Arch::Amd64, "example.com/orb8:1").unwrap();
+        let libraries = [("lib64/libc.so.6".to_owned(), b"library".to_vec())];
+        let make = || {
+            archive(
+                PROGRAMS,
+                b"program",
+                &libraries,
+                Arch::Amd64,
+                "example.com/orb8:1",
+                Compression::best(),
+            )
+            .unwrap()
+        };
+        let image = make();
         let files = files(&image.bytes);
         let read = |descriptor: &Value| -> &Vec<u8> {
             let digest = descriptor["digest"].as_str().unwrap();
@@ -383,8 +505,8 @@ mod tests {
         assert_eq!(unpacked["orb8-programs"], b"program");
         // A link has no contents of its own.
         assert_eq!(unpacked["orb8-server"], b"");
+        assert_eq!(unpacked["lib64/libc.so.6"], b"library");
         // The same programs give the same image.
-        let again = archive(PROGRAMS, b"program", Arch::Amd64, "example.com/orb8:1").unwrap();
-        assert_eq!(image.bytes, again.bytes);
+        assert_eq!(image.bytes, make().bytes);
     }
 }
