@@ -525,7 +525,7 @@ fn counts_of_cgroups_that_are_gone_are_forgotten() {
 fn follows(probe: &mut CudaProbe, what: &str, is: impl Fn(&CudaProbe) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        probe.follow(Instant::now());
+        drop(probe.follow(Instant::now()));
         if is(probe) {
             return;
         }
@@ -573,7 +573,7 @@ fn libraries_are_found_in_processes_once_a_file_and_left_when_nobody_has_them() 
     let once = attachments(&probe);
     let mut other = libraries.start(&cgroup, &[&link, &runtime], &steps);
     for _ in 0..10 {
-        probe.follow(Instant::now());
+        drop(probe.follow(Instant::now()));
         thread::sleep(Duration::from_millis(30));
     }
     assert_eq!(attachments(&probe), once, "a file is attached to once");
@@ -591,7 +591,7 @@ fn libraries_are_found_in_processes_once_a_file_and_left_when_nobody_has_them() 
     fs::remove_file(&link).unwrap();
     before.finish();
     for _ in 0..10 {
-        probe.follow(Instant::now());
+        drop(probe.follow(Instant::now()));
         thread::sleep(Duration::from_millis(30));
     }
     assert_eq!(attachments(&probe), once, "one process still has them");
@@ -614,7 +614,7 @@ fn a_process_that_loads_a_library_late_is_followed() {
         ..options(Mode::Counts)
     };
     let mut probe = CudaProbe::load(&options, Features::probe()).unwrap();
-    probe.follow(Instant::now());
+    drop(probe.follow(Instant::now()));
     let cgroup = Cgroup::new("cuda-late");
     let mut command = Command::new("sh");
     // The same process executes the program that has the library, half a second later.
@@ -870,7 +870,7 @@ fn a_file_that_becomes_a_library_is_not_taken_for_what_it_was() {
     let mut before = libraries.start(&cgroup, &[&path], &["wait"]);
     before.go_on();
     let mut probe = CudaProbe::load(&quick(Mode::Counts), Features::probe()).unwrap();
-    probe.follow(Instant::now());
+    drop(probe.follow(Instant::now()));
     assert_eq!(has(&probe, &path), 0);
     before.finish();
     // The same inode, as a number that is used again, before all processes are looked at again.

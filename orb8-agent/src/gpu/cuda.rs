@@ -177,7 +177,7 @@ impl Cuda {
                 "calls of the CUDA libraries are traced, where processes have them"
             ),
             Err(error) => {
-                lock(&cuda.probe).take();
+                cuda.detach();
                 core.gpus.asked(
                     "cuda",
                     &super::Asked::Failed(format!("a thread for it cannot be started: {error}")),
@@ -192,9 +192,11 @@ impl Cuda {
         gpus.asked("cuda", &super::Asked::Absent(NO_PROBES.to_owned()));
     }
 
-    /// Detaches all programs.
+    /// Detaches all programs. Cost: as for [`Left`](crate::probe::cuda::Left), for each library.
     pub(crate) fn detach(&self) {
-        lock(&self.probe).take();
+        // In a statement of its own: the lock is free by the time that it is dropped.
+        let probe = lock(&self.probe).take();
+        drop(probe);
     }
 
     /// Calls of each owner and function: since the start, or of a span of time (nanoseconds since 1970), to the second.
@@ -362,11 +364,13 @@ fn run(core: &Core, stop: &CancellationToken, handle: &Handle) {
     let mut next_read = Instant::now() + READ;
     let mut failing = false;
     loop {
-        {
+        let left = {
             let mut probe = lock(&core.gpus.cuda.probe);
             let Some(probe) = probe.as_mut() else { return };
-            probe.follow(Instant::now());
-        }
+            probe.follow(Instant::now())
+        };
+        // Without the lock, which answers and metrics take.
+        drop(left);
         if Instant::now() >= next_read {
             next_read = Instant::now() + READ;
             let now = unix_now_ns();

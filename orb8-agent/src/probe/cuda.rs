@@ -34,7 +34,7 @@ use orb8_proto::v1;
 
 pub use elf::ElfError;
 use files::Files;
-pub use files::{AttachError, FileStatus};
+pub use files::{AttachError, FileStatus, Left};
 use follow::Follower;
 use function::Function;
 use load::Loaded;
@@ -163,17 +163,16 @@ impl CudaProbe {
     }
 
     /// Looks for libraries in processes that have executed a program since, or that may have loaded one meanwhile, and now
-    /// and then in all; attaches to those that are new, and detaches from those that no process has mapped any more. Cost:
-    /// a read of `/proc/PID/maps` for each process that is looked at; some milliseconds for each library that comes or
-    /// goes.
-    pub fn follow(&mut self, now: Instant) {
+    /// and then in all; attaches to those that are new, and gives those back that no process has mapped any more. Cost: a
+    /// read of `/proc/PID/maps` for each process that is looked at; some milliseconds for each library that comes.
+    pub fn follow(&mut self, now: Instant) -> Left {
         let Self {
             mode,
             loaded,
             files,
             follower,
         } = self;
-        follower.follow(now, loaded, files, *mode);
+        follower.follow(now, loaded, files, *mode)
     }
 
     /// Attaches to a library, whatever it is called; returns how many functions it has. It stays attached to until

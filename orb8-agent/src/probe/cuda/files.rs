@@ -61,12 +61,24 @@ pub struct FileStatus {
 }
 
 #[derive(Debug)]
-struct Attached {
+pub(super) struct Attached {
     status: FileStatus,
     /// Before those of returns, to be detached before them: a call whose entry is seen is seen to return.
     entries: Vec<UProbeLink>,
     returns: Vec<UProbeLink>,
 }
+
+impl Attached {
+    pub(super) fn path(&self) -> &Path {
+        &self.status.path
+    }
+}
+
+/// Libraries that no process has mapped any more: they are detached from when this is dropped. Cost: the kernel takes about
+/// 0.1 s for each function, so hold no lock meanwhile.
+#[derive(Debug, Default)]
+#[must_use = "dropping it takes a while: hold no lock meanwhile"]
+pub struct Left(pub(super) Vec<Attached>);
 
 /// Libraries by slot.
 #[derive(Debug)]
@@ -129,6 +141,7 @@ impl Files {
         Ok(Some(slot))
     }
 
+    /// How many functions of what is in a slot are traced.
     pub(super) fn functions(&self, slot: usize) -> usize {
         self.0
             .get(slot)
@@ -136,9 +149,9 @@ impl Files {
             .map_or(0, |file| file.status.functions)
     }
 
-    /// Detaches from what is in a slot; what it was.
-    pub(super) fn detach_slot(&mut self, slot: usize) -> Option<FileStatus> {
-        Some(self.0.get_mut(slot)?.take()?.status)
+    /// Gives a slot up; what was in it is attached to until it is dropped.
+    pub(super) fn leave_slot(&mut self, slot: usize) -> Option<Attached> {
+        self.0.get_mut(slot)?.take()
     }
 
     pub(super) fn detach(&mut self, which: impl Fn(&FileStatus) -> bool) {

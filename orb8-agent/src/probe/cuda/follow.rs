@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::{
     AttachError, CudaOptions, FileStatus, Mode,
-    files::Files,
+    files::{Files, Left},
     load::Loaded,
     mapping::{Identity, Mapping},
 };
@@ -84,7 +84,14 @@ impl Follower {
         }
     }
 
-    pub(super) fn follow(&mut self, now: Instant, loaded: &mut Loaded, files: &mut Files, mode: Mode) {
+    pub(super) fn follow(
+        &mut self,
+        now: Instant,
+        loaded: &mut Loaded,
+        files: &mut Files,
+        mode: Mode,
+    ) -> Left {
+        let mut left = Left::default();
         // As many as the queue holds, however fast it is filled.
         for _ in 0..1024 {
             let Some(pid) = loaded.next_executed() else { break };
@@ -95,7 +102,7 @@ impl Follower {
             .is_none_or(|last| now.saturating_duration_since(last) >= self.look_at_all);
         if all_is_due {
             self.last_look = Some(now);
-            self.look_at_all(loaded, files, mode);
+            left = self.look_at_all(loaded, files, mode);
         }
         while let Some((&(due, pid), &looks)) = self.waiting.first_key_value() {
             if due > now {
@@ -107,6 +114,7 @@ impl Follower {
                 self.schedule(pid, now, looks + 1);
             }
         }
+        left
     }
 
     /// Looks at a process for the `looks`-th time later, unless that was enough.
@@ -192,9 +200,10 @@ impl Follower {
         }
     }
 
-    fn look_at_all(&mut self, loaded: &mut Loaded, files: &mut Files, mode: Mode) {
+    fn look_at_all(&mut self, loaded: &mut Loaded, files: &mut Files, mode: Mode) -> Left {
+        let mut left = Left::default();
         let Ok(entries) = fs::read_dir(&self.proc_root) else {
-            return;
+            return left;
         };
         // What failed is tried again, and so is what had none of the functions: a file may be written anew, or another one
         // have its inode. That of a file that is attached to is nobody else's.
@@ -217,13 +226,15 @@ impl Follower {
             .collect();
         self.slots.retain(|_, slot| {
             let used = in_use.contains(slot);
-            if !used && let Some(status) = files.detach_slot(*slot) {
-                info!(path = %status.path.display(), "no process has this CUDA library any more");
+            if !used && let Some(attached) = files.leave_slot(*slot) {
+                info!(path = %attached.path().display(), "no process has this CUDA library any more");
+                left.0.push(attached);
             }
             used
         });
         let proc_root = &self.proc_root;
         loaded.forget_holders(|tgid| proc_root.join(tgid.to_string()).exists());
+        left
     }
 
     /// Files that could not be attached to.
