@@ -53,21 +53,23 @@ pub(crate) fn serving_pod(name: &str, node: &str, image: &str, profile: Option<&
 /// A pod that does nothing until it is told to, with a directory of its node.
 pub(crate) fn pod_with_directory(name: &str, node: &str, image: &str, host: &str, path: &str) -> String {
     let mut pod = pod(name, node, &[container("main", image, &["sleep", "3600"])]);
-    pod["spec"]["volumes"] =
-        json!([{"name": "host", "hostPath": {"path": host, "type": "DirectoryOrCreate"}}]);
-    pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "host", "mountPath": path}]);
+    mount(&mut pod, host, "DirectoryOrCreate", path);
     pod.to_string()
+}
+
+/// Gives a pod's first container a directory of its node.
+fn mount(pod: &mut Value, host: &str, kind: &str, path: &str) {
+    pod["spec"]["volumes"] = json!([{"name": "host", "hostPath": {"path": host, "type": kind}}]);
+    pod["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "host", "mountPath": path}]);
 }
 
 /// A pod of orb8's own image that says once what GPUs it sees, with a directory of the node where a container runtime puts
 /// the driver's libraries.
 pub(crate) fn looking_pod(name: &str, node: &str, image: &str, libraries: &str) -> String {
-    let mut pod: Value = pod(name, node, &[container("main", image, &["gpu", "-o", "json"])]);
+    let mut pod = pod(name, node, &[container("main", image, &["gpu", "-o", "json"])]);
     pod["spec"]["restartPolicy"] = json!("Never");
-    pod["spec"]["volumes"] = json!([{"name": "host", "hostPath": {"path": libraries, "type": "Directory"}}]);
-    let container = &mut pod["spec"]["containers"][0];
-    container["command"] = json!(["/orb8"]);
-    container["volumeMounts"] = json!([{"name": "host", "mountPath": "/usr/lib/x86_64-linux-gnu"}]);
+    pod["spec"]["containers"][0]["command"] = json!(["/orb8"]);
+    mount(&mut pod, libraries, "Directory", "/usr/lib/x86_64-linux-gnu");
     pod.to_string()
 }
 

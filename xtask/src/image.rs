@@ -109,11 +109,11 @@ impl Arch {
         }
     }
 
-    /// What starts a program, by the path that programs have it at (without the first slash).
+    /// What starts a program, which programs have in `/lib64` or `/lib`: one folder of the image.
     const fn interpreter(self) -> &'static str {
         match self {
-            Self::Amd64 => "lib64/ld-linux-x86-64.so.2",
-            Self::Arm64 => "lib/ld-linux-aarch64.so.1",
+            Self::Amd64 => "ld-linux-x86-64.so.2",
+            Self::Arm64 => "ld-linux-aarch64.so.1",
         }
     }
 }
@@ -142,11 +142,9 @@ type File = (String, Vec<u8>);
 /// The libraries of the compiler that the program is linked by, with what starts it.
 fn libraries(arch: Arch) -> Result<Vec<File>> {
     let (compiler, package) = arch.compiler();
-    let interpreter = Path::new(arch.interpreter())
-        .file_name()
-        .and_then(|name| name.to_str());
-    let names = interpreter.into_iter().chain(LIBRARIES);
-    names
+    [arch.interpreter()]
+        .into_iter()
+        .chain(LIBRARIES)
         .map(|name| {
             let found = Command::new(compiler)
                 .arg(format!("-print-file-name={name}"))
@@ -391,14 +389,7 @@ fn archive(
 
 /// Adds a directory.
 fn folder(archive: &mut tar::Builder<Vec<u8>>, path: &str) -> Result<()> {
-    let mut header = tar::Header::new_ustar();
-    header.set_entry_type(tar::EntryType::Directory);
-    header.set_size(0);
-    header.set_mode(0o755);
-    header.set_mtime(0);
-    archive
-        .append_data(&mut header, path, &[][..])
-        .with_context(|| format!("cannot add {path} to the archive"))
+    add(archive, tar::EntryType::Directory, path, &[], 0o755)
 }
 
 /// Adds a symbolic link.
@@ -413,8 +404,20 @@ fn link(archive: &mut tar::Builder<Vec<u8>>, name: &str, to: &str) -> Result<()>
         .with_context(|| format!("cannot link {name}"))
 }
 
+/// Adds a file.
 fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8], mode: u32) -> Result<()> {
+    add(archive, tar::EntryType::Regular, path, bytes, mode)
+}
+
+fn add(
+    archive: &mut tar::Builder<Vec<u8>>,
+    kind: tar::EntryType,
+    path: &str,
+    bytes: &[u8],
+    mode: u32,
+) -> Result<()> {
     let mut header = tar::Header::new_ustar();
+    header.set_entry_type(kind);
     header.set_size(bytes.len() as u64);
     header.set_mode(mode);
     header.set_mtime(0);
